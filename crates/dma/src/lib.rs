@@ -1,0 +1,1 @@
+//! AMD IOMMU DMA remapping: from an IOVA to a guest physical address

@@ -1,0 +1,1 @@
+//! The amdvi reference VMM
