@@ -1,1 +1,7 @@
-//! AMD IOMMU interrupt remapping: from an interrupt request to a delivery or a fault
+//! AMD IOMMU interrupt remapping: from an interrupt request to a delivery or a fault.
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod delivery;
+
+pub use delivery::{Delivery, DestMode, Trigger};
