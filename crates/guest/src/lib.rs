@@ -1,1 +1,10 @@
-//! A guest-side AMD IOMMU driver that runs test scenarios, bare-metal or in-process
+//! A guest-side AMD IOMMU driver and the test scenarios that it runs.
+//!
+//! The same scenario code runs as a bare-metal payload under KVM and in-process against the device
+//! model; what differs is hidden behind [`platform::Platform`].
+#![no_std]
+
+pub mod boot;
+pub mod endpoint;
+pub mod platform;
+pub mod report;

@@ -1,0 +1,145 @@
+//! The test endpoint: a PCI function that sends any interrupt it is told to.
+//!
+//! Shared by the driver in the guest and the model in the VMM. BAR 0 holds the registers below,
+//! BAR 2 the MSI-X table ([`VECTORS`] entries of 16 bytes), BAR 4 the pending bits. All BARs are
+//! 32-bit memory BARs.
+
+/// PCI vendor ID.
+pub const VENDOR_ID: u16 = 0x1af5;
+/// PCI device ID.
+pub const DEVICE_ID: u16 = 0x2048;
+/// Vectors of its MSI-X table.
+pub const VECTORS: u16 = 2048;
+/// Size of BAR 0.
+pub const BAR0_SIZE: u32 = 0x1000;
+/// Size of BAR 2: the MSI-X table.
+pub const BAR2_SIZE: u32 = 0x8000;
+/// Size of BAR 4: the MSI-X pending bits.
+pub const BAR4_SIZE: u32 = 0x1000;
+
+/// BAR 0 registers; 32 bits unless noted.
+pub mod reg {
+    /// RO: [`super::ID_VALUE`].
+    pub const ID: u64 = 0x00;
+    /// W: sends the MSI-X message of this vector, if MSI-X is enabled and the vector not masked.
+    pub const FIRE: u64 = 0x04;
+    /// RW: first vector of a range.
+    pub const FIRE_START: u64 = 0x08;
+    /// W: sends that many vectors from `FIRE_START` on, in order; RW otherwise.
+    pub const FIRE_COUNT: u64 = 0x0c;
+    /// RW, 64 bits: address of a raw interrupt message.
+    pub const RAW_ADDRESS: u64 = 0x10;
+    /// W: sends the raw interrupt message (`RAW_ADDRESS`, this value) as the endpoint's own.
+    pub const RAW_DATA: u64 = 0x18;
+    /// RO: outcome of the last message, see [`super::outcome`].
+    pub const OUTCOME: u64 = 0x1c;
+    /// RO, 64 bits: messages that left the IOMMU as interrupts since `RESET_STATS`.
+    pub const DELIVERED: u64 = 0x20;
+    /// RO, 64 bits: messages that the IOMMU blocked since `RESET_STATS`.
+    pub const BLOCKED: u64 = 0x28;
+    /// RO, 64 bits: host nanoseconds spent in remapping and injecting since `RESET_STATS`.
+    pub const NANOS: u64 = 0x30;
+    /// W: any value clears the three counters above and the recorder.
+    pub const RESET_STATS: u64 = 0x38;
+    /// RW: 1 starts a background stream of the vectors of the range, round robin; 0 stops it and
+    /// returns when the last message of the stream is delivered.
+    pub const STORM: u64 = 0x40;
+    /// RO, 64 bits: messages sent by the stream since it was started.
+    pub const STORM_SENT: u64 = 0x48;
+    /// RW, 64 bits: IOVA of a DMA transfer.
+    pub const DMA_IOVA: u64 = 0x50;
+    /// RW: bytes of a DMA transfer, at most [`super::DMA_BUFFER_SIZE`].
+    pub const DMA_LENGTH: u64 = 0x58;
+    /// W: 1 copies memory to the buffer, 2 the buffer to memory.
+    pub const DMA_COMMAND: u64 = 0x5c;
+    /// RO: 0 idle, 1 done, 2 aborted by the IOMMU.
+    pub const DMA_STATUS: u64 = 0x60;
+    /// RO, 64 bits: interrupts recorded since `RESET_STATS`, of every source in the machine.
+    pub const RECORDED: u64 = 0x80;
+    /// W: sets the level of an IOAPIC pin: pin in \[15:8\], level in bit 0.
+    pub const PIN: u64 = 0x90;
+    /// W: asks the VMM for something, see [`super::vmm`]; done when the write returns.
+    pub const VMM_COMMAND: u64 = 0xa0;
+    /// RO: 0 when the last VMM command succeeded.
+    pub const VMM_STATUS: u64 = 0xa4;
+    /// RO, 64 bits each: the last [`super::RECORDS`] interrupts, see [`super::Record`];
+    /// interrupt n stands at `RECORD_0 + 8·(n mod RECORDS)`.
+    pub const RECORD_0: u64 = 0x100;
+    /// RW: the DMA buffer.
+    pub const DMA_BUFFER: u64 = 0x800;
+}
+
+/// Value of the ID register.
+pub const ID_VALUE: u32 = 0x2048_0001;
+/// Bytes of the DMA buffer.
+pub const DMA_BUFFER_SIZE: u32 = 0x800;
+/// Interrupts that the recorder keeps.
+pub const RECORDS: u64 = 32;
+
+/// Values of the OUTCOME register.
+pub mod outcome {
+    /// Nothing sent since reset.
+    pub const NONE: u32 = 0;
+    /// Left the IOMMU as an interrupt.
+    pub const DELIVERED: u32 = 1;
+    /// Target abort: blocked by the IOMMU.
+    pub const BLOCKED: u32 = 2;
+    /// Not sent: MSI-X disabled, function masked or vector masked.
+    pub const MASKED: u32 = 3;
+    /// Posted to a guest virtual APIC.
+    pub const POSTED: u32 = 4;
+}
+
+/// Values of the VMM_COMMAND register.
+pub mod vmm {
+    /// Saves the IOMMU's state, builds a new device and restores the state into it.
+    pub const SAVE_RESTORE: u32 = 1;
+    /// Resets the IOMMU as a platform reset does.
+    pub const RESET: u32 = 2;
+}
+
+/// One recorded interrupt, as RECORD_n holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Destination.
+    pub dest: u32,
+    /// Vector.
+    pub vector: u8,
+    /// Delivery mode, three bits as in MSI data\[10:8\].
+    pub delivery_mode: u8,
+    /// Destination mode: logical.
+    pub logical: bool,
+    /// Trigger mode: level.
+    pub level: bool,
+    /// IRTE.RqEoi.
+    pub rq_eoi: bool,
+}
+
+impl Record {
+    /// The register's value: destination \[31:0\], vector \[39:32\], delivery mode \[42:40\],
+    /// logical 43, level 44, RqEoi 45, valid 63.
+    pub const fn into_bits(self) -> u64 {
+        self.dest as u64
+            | (self.vector as u64) << 32
+            | (self.delivery_mode as u64 & 7) << 40
+            | (self.logical as u64) << 43
+            | (self.level as u64) << 44
+            | (self.rq_eoi as u64) << 45
+            | 1 << 63
+    }
+
+    /// Decodes a register value; `None` when nothing is recorded there.
+    pub const fn from_bits(bits: u64) -> Option<Self> {
+        if bits >> 63 == 0 {
+            return None;
+        }
+        Some(Self {
+            dest: bits as u32,
+            vector: (bits >> 32) as u8,
+            delivery_mode: (bits >> 40) as u8 & 7,
+            logical: bits >> 43 & 1 == 1,
+            level: bits >> 44 & 1 == 1,
+            rq_eoi: bits >> 45 & 1 == 1,
+        })
+    }
+}
