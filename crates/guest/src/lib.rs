@@ -8,3 +8,4 @@ pub mod boot;
 pub mod endpoint;
 pub mod platform;
 pub mod report;
+pub mod scenarios;
