@@ -53,10 +53,18 @@ impl Delivery {
         let data = MsiData::from_bits(msi.data);
         Self {
             dest: address.dest() as u32,
-            dest_mode: if address.logical() { DestMode::Logical } else { DestMode::Physical },
+            dest_mode: if address.logical() {
+                DestMode::Logical
+            } else {
+                DestMode::Physical
+            },
             delivery_mode: DeliveryMode::from_bits(data.delivery_mode()),
             vector: data.vector(),
-            trigger: if data.level() { Trigger::Level } else { Trigger::Edge },
+            trigger: if data.level() {
+                Trigger::Level
+            } else {
+                Trigger::Edge
+            },
             assert: data.assert(),
             rq_eoi: false,
         }
