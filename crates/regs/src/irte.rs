@@ -3,8 +3,13 @@
 //! Three layouts: 32 bits (GAEn=0, table 20), 128 bits with GuestMode=0 (table 21) and 128 bits
 //! with GuestMode=1 (table 22, guest virtual APIC).
 
+use core::fmt;
+
 use bitfield_struct::bitfield;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::fmt::{Always, Hex, List};
+use crate::msi::DeliveryMode;
 
 /// Size in bytes of a 32-bit IRTE.
 pub const IRTE32_SIZE: u64 = 4;
@@ -14,6 +19,7 @@ pub const IRTE128_SIZE: u64 = 16;
 /// 32-bit IRTE (CONTROL.GAEn = 0; 48882 §2.2.5.1).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Irte32 {
     /// Bit 0, RemapEn.
     pub remap_en: bool,
@@ -39,6 +45,7 @@ pub struct Irte32 {
 /// Low half of a 128-bit IRTE with GuestMode = 0 (48882 §2.2.5.2).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Irte128Lo {
     /// Bit 0, RemapEn.
     pub remap_en: bool,
@@ -63,6 +70,7 @@ pub struct Irte128Lo {
 /// High half of a 128-bit IRTE, both modes (48882 §2.2.5.2, §2.2.5.3).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Irte128Hi {
     /// Bits \[71:64\], Vector.
     pub vector: u8,
@@ -82,6 +90,7 @@ pub struct Irte128Hi {
 /// Low half of a 128-bit IRTE with GuestMode = 1 (48882 §2.2.5.3).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Irte128GuestLo {
     /// Bit 0, RemapEn.
     pub remap_en: bool,
@@ -103,4 +112,168 @@ pub struct Irte128GuestLo {
     pub destination_lo: u32,
     /// Bits \[63:32\], GATag.
     pub ga_tag: u32,
+}
+
+impl Irte32 {
+    /// Bits without a defined meaning.
+    pub const RESERVED: u32 = 0xff00_0000;
+}
+
+impl Irte128Lo {
+    /// Bits without a defined meaning.
+    pub const RESERVED: u64 = 0xffff_ffff_0000_0000;
+}
+
+impl Irte128Hi {
+    /// Bits without a defined meaning in both modes: \[75:72\] and \[119:116\].
+    pub const RESERVED: u64 = 0x00f0_0000_0000_0f00;
+
+    /// The byte address of the guest virtual APIC backing page (GuestMode = 1).
+    pub const fn ga_root_address(self) -> u64 {
+        self.ga_root() << 12
+    }
+}
+
+impl Irte128GuestLo {
+    /// Bits without a defined meaning.
+    pub const RESERVED: u64 = 0x0000_0000_0000_0018;
+}
+
+/// A 128-bit IRTE whose GuestMode bit says which layout it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Irte128 {
+    /// GuestMode = 0.
+    Remap(Irte128Lo, Irte128Hi),
+    /// GuestMode = 1.
+    Guest(Irte128GuestLo, Irte128Hi),
+}
+
+impl Irte128 {
+    /// Decodes the two words of an entry as they stand in memory, low word first. Never fails.
+    pub const fn decode(words: [u64; 2]) -> Self {
+        let lo = Irte128Lo::from_bits(words[0]);
+        let hi = Irte128Hi::from_bits(words[1]);
+        if lo.guest_mode() {
+            Self::Guest(Irte128GuestLo::from_bits(words[0]), hi)
+        } else {
+            Self::Remap(lo, hi)
+        }
+    }
+
+    /// The two words as they stand in memory, low word first.
+    pub const fn words(&self) -> [u64; 2] {
+        match self {
+            Self::Remap(lo, hi) => [lo.into_bits(), hi.into_bits()],
+            Self::Guest(lo, hi) => [lo.into_bits(), hi.into_bits()],
+        }
+    }
+
+    /// The 32-bit destination APIC ID, Destination\[31:24\] from the high word included.
+    pub const fn destination(&self) -> u32 {
+        match self {
+            Self::Remap(lo, hi) => lo.destination_lo() | (hi.destination_hi() as u32) << 24,
+            Self::Guest(lo, hi) => lo.destination_lo() | (hi.destination_hi() as u32) << 24,
+        }
+    }
+}
+
+/// IntType uses the encoding of the MSI delivery mode.
+fn int_type(bits: u8) -> Always<DeliveryMode> {
+    Always(DeliveryMode::from_bits(bits))
+}
+
+impl fmt::Display for Irte32 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        List::new(f)
+            .field("RemapEn", self.remap_en())
+            .field("SupIOPF", self.sup_iopf())
+            .field("type", int_type(self.int_type()))
+            .field("RqEoi", self.rq_eoi())
+            .field("GuestMode", self.guest_mode())
+            .field("vector", Hex(self.vector().into()))
+            .field("dest", Hex(self.destination().into()))
+            .field("logical", self.dm())
+            .field("reserved", self.into_bits() & Self::RESERVED)
+            .finish()
+    }
+}
+
+impl fmt::Display for Irte128Lo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        List::new(f)
+            .field("RemapEn", self.remap_en())
+            .field("SupIOPF", self.sup_iopf())
+            .field("type", int_type(self.int_type()))
+            .field("RqEoi", self.rq_eoi())
+            .field("GuestMode", self.guest_mode())
+            .field("dest[23:0]", Hex(self.destination_lo().into()))
+            .field("logical", self.dm())
+            .field("reserved", self.into_bits() & Self::RESERVED)
+            .finish()
+    }
+}
+
+impl fmt::Display for Irte128Hi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        List::new(f)
+            .field("vector", Hex(self.vector().into()))
+            .field("dest[31:24]", self.destination_hi())
+            .field("vAPIC", self.ga_root_address())
+            .field("reserved", self.into_bits() & Self::RESERVED)
+            .finish()
+    }
+}
+
+impl fmt::Display for Irte128GuestLo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        List::new(f)
+            .field("RemapEn", self.remap_en())
+            .field("SupIOPF", self.sup_iopf())
+            .field("GALogIntr", self.ga_log_intr())
+            .field("GAPPIDis", self.ga_ppi_dis())
+            .field("IsRun", self.is_run())
+            .field("GuestMode", self.guest_mode())
+            .field("dest[23:0]", Hex(self.destination_lo().into()))
+            .field("GATag", Hex(self.ga_tag().into()))
+            .field("reserved", self.into_bits() & Self::RESERVED)
+            .finish()
+    }
+}
+
+impl fmt::Display for Irte128 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dest = Hex(self.destination().into());
+        match self {
+            Self::Remap(lo, hi) => List::new(f)
+                .field("RemapEn", lo.remap_en())
+                .field("SupIOPF", lo.sup_iopf())
+                .field("type", int_type(lo.int_type()))
+                .field("RqEoi", lo.rq_eoi())
+                .field("vector", Hex(hi.vector().into()))
+                .field("dest", dest)
+                .field("logical", lo.dm())
+                .field("reserved", lo.into_bits() & Irte128Lo::RESERVED)
+                // The vAPIC root has no meaning in this mode, so it is reserved as well.
+                .field(
+                    "reserved[127:64]",
+                    hi.into_bits() & (Irte128Hi::RESERVED | 0x000f_ffff_ffff_f000),
+                )
+                .finish(),
+            Self::Guest(lo, hi) => List::new(f)
+                .field("RemapEn", lo.remap_en())
+                .field("SupIOPF", lo.sup_iopf())
+                .field("GALogIntr", lo.ga_log_intr())
+                .field("GAPPIDis", lo.ga_ppi_dis())
+                .field("IsRun", lo.is_run())
+                .field("GuestMode", true)
+                .field("vector", Hex(hi.vector().into()))
+                .field("dest", dest)
+                .field("GATag", Hex(lo.ga_tag().into()))
+                .field("vAPIC", Hex(hi.ga_root_address()))
+                .field("reserved", lo.into_bits() & Irte128GuestLo::RESERVED)
+                .field("reserved[127:64]", hi.into_bits() & Irte128Hi::RESERVED)
+                .finish(),
+        }
+    }
 }

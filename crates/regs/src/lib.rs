@@ -13,12 +13,18 @@
 pub mod command;
 pub mod dte;
 pub mod event;
+mod fmt;
+pub mod gcr3;
+pub mod guest_pte;
 pub mod id;
 pub mod irte;
 pub mod log;
 pub mod mem;
 pub mod mmio;
 pub mod msi;
+pub mod pci;
+pub mod pte;
+pub mod viommu;
 
 pub use id::{DeviceId, DomainId, Segment};
 pub use mem::{MemoryError, PhysMemory};

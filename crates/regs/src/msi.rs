@@ -2,7 +2,11 @@
 //!
 //! 48882 §2.2.5 takes these as its input; the layout itself is AMD64 APM volume 2, chapter 16.
 
+use core::fmt;
+
 use bitfield_struct::bitfield;
+
+use crate::fmt::{Always, Hex, List};
 
 /// Base of the MSI window, FEE0_0000h–FEEF_FFFFh.
 pub const MSI_WINDOW_BASE: u64 = 0xfee0_0000;
@@ -17,6 +21,7 @@ pub const fn is_msi_address(address: u64) -> bool {
 /// MSI address, low 32 bits.
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MsiAddress {
     /// Bits \[1:0\], reserved.
     #[bits(2)]
@@ -37,6 +42,7 @@ pub struct MsiAddress {
 /// MSI data.
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MsiData {
     /// Vector \[7:0\].
     pub vector: u8,
@@ -111,9 +117,55 @@ impl DeliveryMode {
 
 /// An interrupt message as a device sends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Msi {
     /// The address written, FEEx_xxxxh.
     pub address: u64,
     /// The data written.
     pub data: u32,
+}
+
+impl fmt::Display for DeliveryMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fixed => "fixed",
+            Self::LowestPriority => "lowest-priority",
+            Self::Smi => "SMI",
+            Self::Nmi => "NMI",
+            Self::Init => "INIT",
+            Self::ExtInt => "ExtINT",
+            Self::Reserved(bits) => return write!(f, "reserved({bits})"),
+        })
+    }
+}
+
+impl fmt::Display for MsiAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        List::new(f)
+            .field("address", Hex(self.into_bits().into()))
+            .field("dest", Hex(self.dest().into()))
+            .field("logical", self.logical())
+            .field("RH", self.redirection_hint())
+            .finish()
+    }
+}
+
+impl fmt::Display for MsiData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        List::new(f)
+            .field("vector", Hex(self.vector().into()))
+            .field(
+                "mode",
+                Always(DeliveryMode::from_bits(self.delivery_mode())),
+            )
+            .field("level", self.level())
+            .field("assert", self.assert())
+            .finish()
+    }
+}
+
+impl fmt::Display for Msi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "address={:#x} data={:#x}", self.address, self.data)
+    }
 }

@@ -1,8 +1,11 @@
 use bitfield_struct::bitfield;
 
+use crate::fmt::display_fields;
+
 /// IOMMU Control Register, MMIO 0018h (48882 §3.4.1).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Control {
     /// Bit 0, IommuEn: master enable.
     pub iommu_en: bool,
@@ -113,8 +116,59 @@ pub struct Control {
 }
 
 impl Control {
+    /// Bits without a defined meaning.
+    pub const RESERVED: u64 = 0x0202_0000_0000_0000;
     /// NumIntRemapMode value for 2048 interrupts per function.
     pub const NUM_INT_REMAP_2K: u8 = 1;
     /// Value after reset: Coherent = 1.
     pub const RESET: Self = Self::new().with_coherent(true);
 }
+
+display_fields!(Control, reserved Control::RESERVED, {
+    "IommuEn": iommu_en,
+    "HtTunEn": ht_tun_en,
+    "EventLogEn": event_log_en,
+    "EventIntEn": event_int_en,
+    "ComWaitIntEn": com_wait_int_en,
+    "InvTimeOut": inv_time_out,
+    "PassPW": pass_pw,
+    "ResPassPW": res_pass_pw,
+    "Coherent": coherent,
+    "Isoc": isoc,
+    "CmdBufEn": cmd_buf_en,
+    "PPRLogEn": ppr_log_en,
+    "PPRIntEn": ppr_int_en,
+    "PPREn": ppr_en,
+    "GTEn": gt_en,
+    "GAEn": ga_en,
+    "CRW": crw,
+    "SmiFEn": smi_f_en,
+    "SlfWBdis": slf_wb_dis,
+    "SmiFLogEn": smi_f_log_en,
+    "GAMEn": gam_en,
+    "GALogEn": ga_log_en,
+    "GAIntEn": ga_int_en,
+    "DualPprLogEn": dual_ppr_log_en,
+    "DualEventLogEn": dual_event_log_en,
+    "DevTblSegEn": dev_tbl_seg_en,
+    "PrivAbrtEn": priv_abrt_en,
+    "PprAutoRspEn": ppr_auto_rsp_en,
+    "MarcEn": marc_en,
+    "BlkStopMrkEn": blk_stop_mrk_en,
+    "PprAutoRspAon": ppr_auto_rsp_aon,
+    "NumIntRemapMode": num_int_remap_mode,
+    "EPHEn": eph_en,
+    "HADUpdate": had_update,
+    "GDUpdateDis": gd_update_dis,
+    "XTEn": xt_en,
+    "IntCapXTEn": int_cap_xt_en,
+    "vCmdEn": v_cmd_en,
+    "vIommuEn": v_iommu_en,
+    "GAUpdateDis": ga_update_dis,
+    "GAPPIEn": ga_ppi_en,
+    "TMPMEn": tmpm_en,
+    "GCR3TRPMode": gcr3_trp_mode,
+    "IRTCacheDis": irt_cache_dis,
+    "GstBufferTRPMode": gst_buffer_trp_mode,
+    "SNPAVICEn": snp_avic_en,
+});

@@ -1,8 +1,11 @@
 use bitfield_struct::bitfield;
 
+use crate::fmt::{Always, display_fields};
+
 /// Extended Feature Register (EFR), MMIO 0030h (48882 §3.4.2).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ExtendedFeature {
     /// Bit 0, PreFSup: PREFETCH_IOMMU_PAGES.
     pub pre_f_sup: bool,
@@ -110,6 +113,7 @@ pub struct ExtendedFeature {
 /// Extended Feature 2 Register (EFR2), MMIO 01A0h (48882 §3.4.16).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ExtendedFeature2 {
     /// Bit 0, no public meaning.
     pub rsvd_0: bool,
@@ -141,6 +145,69 @@ pub struct ExtendedFeature2 {
 }
 
 impl ExtendedFeature2 {
+    /// Bits without a defined meaning.
+    pub const RESERVED: u64 = 0xffff_ffff_ffff_d401;
     /// NumIntRemapSup value that offers 2048 interrupts per function.
     pub const NUM_INT_REMAP_2K: u8 = 1;
 }
+
+impl ExtendedFeature {
+    /// Bits without a defined meaning.
+    pub const RESERVED: u64 = 0x4c00_0000;
+}
+
+display_fields!(ExtendedFeature, reserved ExtendedFeature::RESERVED, {
+    "PreFSup": pre_f_sup,
+    "PPRSup": ppr_sup,
+    "XTSup": xt_sup,
+    "NXSup": nx_sup,
+    "GTSup": gt_sup,
+    "GAPPISup": ga_ppi_sup,
+    "IASup": ia_sup,
+    "GASup": ga_sup,
+    "HESup": he_sup,
+    "PCSup": pc_sup,
+    "HATS": hats as Always,
+    "GATS": gats as Always,
+    "GLXSup": glx_sup,
+    "SmiFSup": smi_f_sup,
+    "SmiFRC": smi_frc,
+    "GAMSup": gam_sup,
+    "DualPprLogSup": dual_ppr_log_sup,
+    "DualEventLogSup": dual_event_log_sup,
+    "SATSup": sat_sup,
+    "PASmax": pas_max,
+    "USSup": us_sup,
+    "DevTblSegSup": dev_tbl_seg_sup,
+    "PprOvrflwEarlySup": ppr_ovrflw_early_sup,
+    "PPRAutoRspSup": ppr_auto_rsp_sup,
+    "MarcSup": marc_sup,
+    "BlkStopMrkSup": blk_stop_mrk_sup,
+    "PerfOptSup": perf_opt_sup,
+    "MsiCapMmioSup": msi_cap_mmio_sup,
+    "SnoopAttrSup": snoop_attr_sup,
+    "GIoSup": gio_sup,
+    "HASup": ha_sup,
+    "EPHSup": eph_sup,
+    "AttrFWSup": attr_fw_sup,
+    "HDSup": hd_sup,
+    "V2HDDisSup": v2_hd_dis_sup,
+    "InvIotlbTypeSup": inv_iotlb_type_sup,
+    "vIommuSup": v_iommu_sup,
+    "VmGuardIoSup": vm_guard_io_sup,
+    "VmTableSize": vm_table_size,
+    "GAUpdateDisSup": ga_update_dis_sup,
+    "ForcePhyDestSup": force_phy_dest_sup,
+    "SNPSup": snp_sup,
+});
+
+display_fields!(ExtendedFeature2, reserved ExtendedFeature2::RESERVED, {
+    "SEVSNPIOSup": sev_snp_io_sup,
+    "TMPMSup": tmpm_sup,
+    "GCR3TRPMode": gcr3_trp_mode,
+    "GAPPIDisSup": ga_ppi_dis_sup,
+    "SNPAVICSup": snp_avic_sup,
+    "NumIntRemapSup": num_int_remap_sup,
+    "HTRangeIgnore": ht_range_ignore,
+    "SNPPageMode0Sup": snp_page_mode0_sup,
+});

@@ -121,3 +121,36 @@ pub const COUNTER_BANKS: u64 = 0x40000;
 pub const REGION_SIZE: u64 = 0x4000;
 /// Bytes of the MMIO region with performance counters (EFR.PCSup).
 pub const REGION_SIZE_WITH_COUNTERS: u64 = 0x8_0000;
+
+/// Number of SMI filter registers that the register file has room for.
+pub const SMI_FILTERS: u64 = 16;
+/// Number of MARC apertures that the register file has room for.
+pub const MARC_APERTURES: u64 = 4;
+
+/// Device Table Base of a segment, 0–7; `segment` is taken modulo 8.
+pub const fn device_table_base(segment: u8) -> u64 {
+    match segment & 7 {
+        0 => DEVICE_TABLE_BASE,
+        n => DEVICE_TABLE_SEGMENT_1 + 8 * (n as u64 - 1),
+    }
+}
+
+/// SMI Filter `n`, 0–15; `n` is taken modulo 16.
+pub const fn smi_filter(n: u8) -> u64 {
+    SMI_FILTER_0 + 8 * (n as u64 % SMI_FILTERS)
+}
+
+/// MARC Base of aperture `n`, 0–3; `n` is taken modulo 4.
+pub const fn marc_base(n: u8) -> u64 {
+    MARC_0_BASE + 0x18 * (n as u64 % MARC_APERTURES)
+}
+
+/// MARC Relocation of aperture `n`, 0–3; `n` is taken modulo 4.
+pub const fn marc_relocation(n: u8) -> u64 {
+    MARC_0_RELOCATION + 0x18 * (n as u64 % MARC_APERTURES)
+}
+
+/// MARC Length of aperture `n`, 0–3; `n` is taken modulo 4.
+pub const fn marc_length(n: u8) -> u64 {
+    MARC_0_LENGTH + 0x18 * (n as u64 % MARC_APERTURES)
+}

@@ -1,8 +1,11 @@
 use bitfield_struct::bitfield;
 
+use crate::fmt::display_fields;
+
 /// IOMMU Status Register, MMIO 2020h (48882 §3.4.15).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Status {
     /// Bit 0, EventOverflow (RW1C).
     pub event_overflow: bool,
@@ -47,8 +50,30 @@ pub struct Status {
 }
 
 impl Status {
+    /// Bits without a defined meaning.
+    pub const RESERVED: u64 = 0xffff_ffff_fff8_6000;
     /// Bits that software clears by writing 1.
     pub const RW1C: u64 = 0x6_8e67;
     /// Bits that only hardware changes.
     pub const RO: u64 = 0x1_1198;
 }
+
+display_fields!(Status, reserved Status::RESERVED, {
+    "EventOverflow": event_overflow,
+    "EventLogInt": event_log_int,
+    "ComWaitInt": com_wait_int,
+    "EventLogRun": event_log_run,
+    "CmdBufRun": cmd_buf_run,
+    "PPROverflow": ppr_overflow,
+    "PPRInt": ppr_int,
+    "PPRLogRun": ppr_log_run,
+    "GALogRun": ga_log_run,
+    "GALOverflow": gal_overflow,
+    "GAInt": ga_int,
+    "PPROverflowB": ppr_overflow_b,
+    "PPRLogActive": ppr_log_active,
+    "EvtOverflowB": evt_overflow_b,
+    "EvtLogActive": evt_log_active,
+    "PPROvrflwEarlyB": ppr_ovrflw_early_b,
+    "PPROvrflwEarly": ppr_ovrflw_early,
+});

@@ -1,10 +1,13 @@
 use bitfield_struct::bitfield;
 
+use crate::fmt::display_fields;
+
 /// XT interrupt control: general 0170h, PPR 0178h, GA log 0180h (48882 §3.4.10).
 ///
 /// Used for the IOMMU's own interrupts when CONTROL.IntCapXTEn = 1; never remapped.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct XtInterruptControl {
     /// Bits \[1:0\], reserved.
     #[bits(2)]
@@ -29,8 +32,26 @@ pub struct XtInterruptControl {
 }
 
 impl XtInterruptControl {
+    /// Bits without a defined meaning.
+    pub const RESERVED: u64 = 0x00ff_fe00_0000_00fb;
     /// The 32-bit destination APIC ID.
     pub const fn destination(self) -> u32 {
         self.destination_lo() | (self.destination_hi() as u32) << 24
     }
 }
+
+impl XtInterruptControl {
+    /// Sets both destination fields from a 32-bit APIC ID.
+    #[must_use]
+    pub const fn with_destination(self, apic_id: u32) -> Self {
+        self.with_destination_lo(apic_id & 0xff_ffff)
+            .with_destination_hi((apic_id >> 24) as u8)
+    }
+}
+
+display_fields!(XtInterruptControl, reserved XtInterruptControl::RESERVED, {
+    "Vector": vector,
+    "Destination": destination,
+    "logical": dest_mode,
+    "arbitrated": delivery_mode,
+});

@@ -1,16 +1,11 @@
-//! Commands (48882 §2.4): 128 bits, opcode in bits \[63:60\].
-//!
-//! Every bit that a layout does not name is reserved; a command with a reserved bit set is
-//! illegal, see [`Command::reserved_bits_set`].
+//! The layout of each command.
 
 use bitfield_struct::bitfield;
-
-/// Size of a command in bytes.
-pub const COMMAND_SIZE: u64 = 16;
 
 /// COMPLETION_WAIT (48882 §2.4.1).
 #[bitfield(u128)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CompletionWait {
     /// Bit 0, s: store StoreData at StoreAddr.
     pub s: bool,
@@ -40,6 +35,7 @@ impl CompletionWait {
 /// INVALIDATE_DEVTAB_ENTRY (48882 §2.4.2).
 #[bitfield(u128)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct InvalidateDevtabEntry {
     /// Bits \[15:0\], DeviceID.
     pub device_id: u16,
@@ -63,6 +59,7 @@ impl InvalidateDevtabEntry {
 /// INVALIDATE_IOMMU_PAGES (48882 §2.4.3).
 #[bitfield(u128)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct InvalidateIommuPages {
     /// Bits \[19:0\], PASID, with GN.
     #[bits(20)]
@@ -102,6 +99,7 @@ impl InvalidateIommuPages {
 /// INVALIDATE_IOTLB_PAGES (48882 §2.4.4).
 #[bitfield(u128)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct InvalidateIotlbPages {
     /// Bits \[15:0\], DeviceID.
     pub device_id: u16,
@@ -148,6 +146,7 @@ impl InvalidateIotlbPages {
 /// INVALIDATE_INTERRUPT_TABLE (48882 §2.4.5).
 #[bitfield(u128)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct InvalidateInterruptTable {
     /// Bits \[15:0\], DeviceID.
     pub device_id: u16,
@@ -171,6 +170,7 @@ impl InvalidateInterruptTable {
 /// PREFETCH_IOMMU_PAGES (48882 §2.4.6).
 #[bitfield(u128)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PrefetchIommuPages {
     /// Bits \[15:0\], DeviceID.
     pub device_id: u16,
@@ -214,6 +214,7 @@ impl PrefetchIommuPages {
 /// COMPLETE_PPR_REQUEST (48882 §2.4.7).
 #[bitfield(u128)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CompletePprRequest {
     /// Bits \[15:0\], DeviceID.
     pub device_id: u16,
@@ -251,6 +252,7 @@ impl CompletePprRequest {
 /// INVALIDATE_IOMMU_ALL (48882 §2.4.8).
 #[bitfield(u128)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct InvalidateIommuAll {
     /// Bits \[59:0\], reserved.
     #[bits(60)]
@@ -272,6 +274,7 @@ impl InvalidateIommuAll {
 /// INSERT_GUEST_EVENT (48882 §2.4.9). Where its payload lives is not public.
 #[bitfield(u128)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct InsertGuestEvent {
     /// Bits \[31:0\], reserved.
     __: u32,
@@ -297,6 +300,7 @@ impl InsertGuestEvent {
 /// RESET_VMMIO (48882 §2.4.10).
 #[bitfield(u128)]
 #[derive(PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ResetVmmio {
     /// Bits \[15:0\], GuestID.
     pub guest_id: u16,
@@ -327,163 +331,38 @@ impl ResetVmmio {
     pub const RESERVED: u128 = 0xffffffff_ffffffff_0fffffff_6fff0000;
 }
 
-/// A decoded command. Open: an unknown opcode is kept as it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// COMPLETION_WAIT.
-    CompletionWait(CompletionWait),
-    /// INVALIDATE_DEVTAB_ENTRY.
-    InvalidateDevtabEntry(InvalidateDevtabEntry),
-    /// INVALIDATE_IOMMU_PAGES.
-    InvalidateIommuPages(InvalidateIommuPages),
-    /// INVALIDATE_IOTLB_PAGES.
-    InvalidateIotlbPages(InvalidateIotlbPages),
-    /// INVALIDATE_INTERRUPT_TABLE.
-    InvalidateInterruptTable(InvalidateInterruptTable),
-    /// PREFETCH_IOMMU_PAGES.
-    PrefetchIommuPages(PrefetchIommuPages),
-    /// COMPLETE_PPR_REQUEST.
-    CompletePprRequest(CompletePprRequest),
-    /// INVALIDATE_IOMMU_ALL.
-    InvalidateIommuAll(InvalidateIommuAll),
-    /// INSERT_GUEST_EVENT.
-    InsertGuestEvent(InsertGuestEvent),
-    /// RESET_VMMIO.
-    ResetVmmio(ResetVmmio),
-    /// An opcode that the specification does not define.
-    Unknown(u128),
-}
-
-impl Command {
-    /// Decodes the two words of an entry as they stand in memory, low word first. Never fails.
-    pub const fn decode(words: [u64; 2]) -> Self {
-        let bits = words[0] as u128 | (words[1] as u128) << 64;
-        match (words[0] >> 60) as u8 {
-            CompletionWait::OPCODE => Self::CompletionWait(CompletionWait::from_bits(bits)),
-            InvalidateDevtabEntry::OPCODE => {
-                Self::InvalidateDevtabEntry(InvalidateDevtabEntry::from_bits(bits))
-            }
-            InvalidateIommuPages::OPCODE => {
-                Self::InvalidateIommuPages(InvalidateIommuPages::from_bits(bits))
-            }
-            InvalidateIotlbPages::OPCODE => {
-                Self::InvalidateIotlbPages(InvalidateIotlbPages::from_bits(bits))
-            }
-            InvalidateInterruptTable::OPCODE => {
-                Self::InvalidateInterruptTable(InvalidateInterruptTable::from_bits(bits))
-            }
-            PrefetchIommuPages::OPCODE => {
-                Self::PrefetchIommuPages(PrefetchIommuPages::from_bits(bits))
-            }
-            CompletePprRequest::OPCODE => {
-                Self::CompletePprRequest(CompletePprRequest::from_bits(bits))
-            }
-            InvalidateIommuAll::OPCODE => {
-                Self::InvalidateIommuAll(InvalidateIommuAll::from_bits(bits))
-            }
-            InsertGuestEvent::OPCODE => Self::InsertGuestEvent(InsertGuestEvent::from_bits(bits)),
-            ResetVmmio::OPCODE => Self::ResetVmmio(ResetVmmio::from_bits(bits)),
-            _ => Self::Unknown(bits),
-        }
+impl InvalidateIotlbPages {
+    /// The PASID, assembled from its three fields.
+    pub const fn pasid(self) -> u32 {
+        (self.pasid_19_16() as u32) << 16
+            | (self.pasid_15_8() as u32) << 8
+            | self.pasid_7_0() as u32
     }
 
-    /// All 128 bits.
-    pub const fn bits(&self) -> u128 {
-        match self {
-            Self::CompletionWait(entry) => entry.into_bits(),
-            Self::InvalidateDevtabEntry(entry) => entry.into_bits(),
-            Self::InvalidateIommuPages(entry) => entry.into_bits(),
-            Self::InvalidateIotlbPages(entry) => entry.into_bits(),
-            Self::InvalidateInterruptTable(entry) => entry.into_bits(),
-            Self::PrefetchIommuPages(entry) => entry.into_bits(),
-            Self::CompletePprRequest(entry) => entry.into_bits(),
-            Self::InvalidateIommuAll(entry) => entry.into_bits(),
-            Self::InsertGuestEvent(entry) => entry.into_bits(),
-            Self::ResetVmmio(entry) => entry.into_bits(),
-            Self::Unknown(bits) => *bits,
-        }
-    }
-
-    /// The two words as they stand in memory, low word first.
-    pub const fn words(&self) -> [u64; 2] {
-        let bits = self.bits();
-        [bits as u64, (bits >> 64) as u64]
-    }
-
-    /// The bits that are set although the command's layout reserves them.
-    pub const fn reserved_bits_set(&self) -> u128 {
-        match self {
-            Self::CompletionWait(c) => c.into_bits() & CompletionWait::RESERVED,
-            Self::InvalidateDevtabEntry(c) => c.into_bits() & InvalidateDevtabEntry::RESERVED,
-            Self::InvalidateIommuPages(c) => c.into_bits() & InvalidateIommuPages::RESERVED,
-            Self::InvalidateIotlbPages(c) => c.into_bits() & InvalidateIotlbPages::RESERVED,
-            Self::InvalidateInterruptTable(c) => c.into_bits() & InvalidateInterruptTable::RESERVED,
-            Self::PrefetchIommuPages(c) => c.into_bits() & PrefetchIommuPages::RESERVED,
-            Self::CompletePprRequest(c) => c.into_bits() & CompletePprRequest::RESERVED,
-            Self::InvalidateIommuAll(c) => c.into_bits() & InvalidateIommuAll::RESERVED,
-            Self::InsertGuestEvent(c) => c.into_bits() & InsertGuestEvent::RESERVED,
-            Self::ResetVmmio(c) => c.into_bits() & ResetVmmio::RESERVED,
-            Self::Unknown(_) => 0,
-        }
+    /// Sets the three PASID fields; bits above 19 are dropped.
+    #[must_use]
+    pub const fn with_pasid(self, pasid: u32) -> Self {
+        self.with_pasid_19_16((pasid >> 16) as u8 & 0xf)
+            .with_pasid_15_8((pasid >> 8) as u8)
+            .with_pasid_7_0(pasid as u8)
     }
 }
 
-impl From<CompletionWait> for Command {
-    fn from(entry: CompletionWait) -> Self {
-        Self::CompletionWait(entry)
-    }
-}
+impl CompletePprRequest {
+    /// Response code of a request that was served.
+    pub const RESPONSE_SUCCESS: u8 = 0;
+    /// Response code of a request that was invalid.
+    pub const RESPONSE_INVALID: u8 = 1;
+    /// Response code of a request that failed.
+    pub const RESPONSE_FAILURE: u8 = 0xf;
 
-impl From<InvalidateDevtabEntry> for Command {
-    fn from(entry: InvalidateDevtabEntry) -> Self {
-        Self::InvalidateDevtabEntry(entry)
+    /// The page request group index, CompletionTag\[8:0\].
+    pub const fn group_index(self) -> u16 {
+        self.completion_tag() & 0x1ff
     }
-}
 
-impl From<InvalidateIommuPages> for Command {
-    fn from(entry: InvalidateIommuPages) -> Self {
-        Self::InvalidateIommuPages(entry)
-    }
-}
-
-impl From<InvalidateIotlbPages> for Command {
-    fn from(entry: InvalidateIotlbPages) -> Self {
-        Self::InvalidateIotlbPages(entry)
-    }
-}
-
-impl From<InvalidateInterruptTable> for Command {
-    fn from(entry: InvalidateInterruptTable) -> Self {
-        Self::InvalidateInterruptTable(entry)
-    }
-}
-
-impl From<PrefetchIommuPages> for Command {
-    fn from(entry: PrefetchIommuPages) -> Self {
-        Self::PrefetchIommuPages(entry)
-    }
-}
-
-impl From<CompletePprRequest> for Command {
-    fn from(entry: CompletePprRequest) -> Self {
-        Self::CompletePprRequest(entry)
-    }
-}
-
-impl From<InvalidateIommuAll> for Command {
-    fn from(entry: InvalidateIommuAll) -> Self {
-        Self::InvalidateIommuAll(entry)
-    }
-}
-
-impl From<InsertGuestEvent> for Command {
-    fn from(entry: InsertGuestEvent) -> Self {
-        Self::InsertGuestEvent(entry)
-    }
-}
-
-impl From<ResetVmmio> for Command {
-    fn from(entry: ResetVmmio) -> Self {
-        Self::ResetVmmio(entry)
+    /// The response code, CompletionTag\[15:12\].
+    pub const fn response_code(self) -> u8 {
+        (self.completion_tag() >> 12) as u8
     }
 }

@@ -3,6 +3,8 @@
 //! Hardware reads an entry as two 128-bit halves; [`Dte`] keeps it as the four 64-bit words that
 //! are loaded one by one, each exactly once.
 
+mod display;
+
 use bitfield_struct::bitfield;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -14,6 +16,7 @@ pub const DTE_SIZE: u64 = 32;
 /// DTE bits \[63:0\].
 #[bitfield(u64)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct DteQ0 {
     /// Bit 0, V: bits \[127:1\] are valid. 0: DMA of the device is untranslated.
     pub v: bool,
@@ -59,6 +62,7 @@ pub struct DteQ0 {
 /// DTE bits \[127:64\].
 #[bitfield(u64)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct DteQ1 {
     /// Bits \[79:64\], DomainID.
     pub domain_id: u16,
@@ -92,6 +96,7 @@ pub struct DteQ1 {
 /// DTE bits \[191:128\]: interrupt remapping.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct DteQ2 {
     /// Bit 128, IV: the interrupt fields are valid, whatever V says.
     pub iv: bool,
@@ -142,6 +147,7 @@ impl DteQ2 {
 /// DTE bits \[255:192\].
 #[bitfield(u64)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct DteQ3 {
     /// Bits \[206:192\], reserved.
     #[bits(15)]
@@ -167,6 +173,7 @@ pub struct DteQ3 {
 
 /// IntCtl, DTE\[189:188\]: what happens to fixed and arbitrated interrupts when IV=1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum IntCtl {
     /// 00b: target abort.
     Abort,
@@ -192,6 +199,7 @@ impl IntCtl {
 
 /// SysMgt, DTE\[105:104\]: requests to the system management range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum SysMgt {
     /// 00b: DMA to the range is aborted.
     Abort,
@@ -219,6 +227,7 @@ impl SysMgt {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct Dte {
     /// Bits \[63:0\].
@@ -234,6 +243,8 @@ pub struct Dte {
 impl Dte {
     /// Bits of word 0 that are reserved in every revision: \[3:2\] and 63.
     pub const Q0_RESERVED: u64 = 0x8000_0000_0000_000c;
+    /// Bits of word 1 that are reserved in every revision: none.
+    pub const Q1_RESERVED: u64 = 0;
     /// Bits of word 2 that are reserved in every revision: \[181:180\].
     pub const Q2_RESERVED: u64 = 0x0030_0000_0000_0000;
     /// Bits of word 3 that are reserved in every revision: \[206:192\] and \[245:240\].
@@ -284,6 +295,26 @@ impl Dte {
             .q1
             .with_gcr3_mid((address >> 15) as u16)
             .with_gcr3_hi((address >> 31) as u32 & 0x1f_ffff);
+        self
+    }
+}
+
+impl Dte {
+    /// The bits that are set although every revision reserves them, word by word.
+    pub const fn reserved_bits_set(&self) -> [u64; 4] {
+        let words = self.words();
+        [
+            words[0] & Self::Q0_RESERVED,
+            words[1] & Self::Q1_RESERVED,
+            words[2] & Self::Q2_RESERVED,
+            words[3] & Self::Q3_RESERVED,
+        ]
+    }
+
+    /// Sets the host page table root; bits outside \[51:12\] are dropped.
+    #[must_use]
+    pub const fn with_host_pt_address(mut self, address: u64) -> Self {
+        self.q0 = self.q0.with_host_pt_root((address >> 12) & ((1 << 40) - 1));
         self
     }
 }
