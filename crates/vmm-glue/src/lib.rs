@@ -1,1 +1,10 @@
-//! Adapters between the emulated AMD IOMMU and a VMM: vm-memory, KVM, IOAPIC, ACPI IVRS
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "ioapic")]
+pub mod ioapic;
+#[cfg(all(feature = "kvm", target_arch = "x86_64", target_os = "linux"))]
+pub mod kvm;
+#[cfg(feature = "vm-memory")]
+pub mod ram;
+pub mod remap;

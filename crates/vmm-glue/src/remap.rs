@@ -1,0 +1,52 @@
+//! How an interrupt source of the VMM asks its IOMMU.
+
+use amdvi_irt::Delivery;
+use amdvi_regs::msi::Msi;
+
+/// One interrupt source's way through the IOMMU: its requester identity is bound in.
+///
+/// An implementation calls the IOMMU's interrupt remapping for the source's DeviceID (for the
+/// IOAPIC the one that the IVRS special-device entry names, 00:14.0 for every known guest).
+pub trait RemapSource {
+    /// An interrupt was requested. What is to be delivered, or `None` when the IOMMU blocks it; the
+    /// IOMMU logs its event in that case.
+    fn request(&self, msi: Msi) -> Option<Delivery>;
+
+    /// What `request` would answer, with no event and nothing delivered. For keeping routes in
+    /// step with the guest's tables.
+    fn resolve(&self, msi: Msi) -> Option<Delivery>;
+}
+
+/// No IOMMU between the source and the CPUs: the message is delivered as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unremapped;
+
+impl RemapSource for Unremapped {
+    fn request(&self, msi: Msi) -> Option<Delivery> {
+        Some(Delivery::from_msi(msi))
+    }
+
+    fn resolve(&self, msi: Msi) -> Option<Delivery> {
+        Some(Delivery::from_msi(msi))
+    }
+}
+
+impl<R: RemapSource + ?Sized> RemapSource for &R {
+    fn request(&self, msi: Msi) -> Option<Delivery> {
+        (**self).request(msi)
+    }
+
+    fn resolve(&self, msi: Msi) -> Option<Delivery> {
+        (**self).resolve(msi)
+    }
+}
+
+impl<R: RemapSource + ?Sized> RemapSource for std::sync::Arc<R> {
+    fn request(&self, msi: Msi) -> Option<Delivery> {
+        (**self).request(msi)
+    }
+
+    fn resolve(&self, msi: Msi) -> Option<Delivery> {
+        (**self).resolve(msi)
+    }
+}
