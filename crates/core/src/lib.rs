@@ -34,6 +34,8 @@ mod barrier;
 pub mod dtab;
 mod fabric;
 mod sync;
+#[cfg(any(feature = "test-utils", test))]
+pub mod test_utils;
 mod view;
 
 pub use barrier::Barrier;
