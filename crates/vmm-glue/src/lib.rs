@@ -8,3 +8,5 @@ pub mod kvm;
 #[cfg(feature = "vm-memory")]
 pub mod ram;
 pub mod remap;
+
+pub use remap::{RemapSource, Unremapped};

@@ -1,12 +1,15 @@
 //! How an interrupt source of the VMM asks its IOMMU.
 
+use std::sync::Arc;
+
 use amdvi_irt::Delivery;
 use amdvi_regs::msi::Msi;
 
 /// One interrupt source's way through the IOMMU: its requester identity is bound in.
 ///
 /// An implementation calls the IOMMU's interrupt remapping for the source's DeviceID (for the
-/// IOAPIC the one that the IVRS special-device entry names, 00:14.0 for every known guest).
+/// IOAPIC the one that the IVRS special-device entry names, 00:14.0 for every known guest). It
+/// decides, and does not send: sending is up to the caller.
 pub trait RemapSource {
     /// An interrupt was requested. What is to be delivered, or `None` when the IOMMU blocks it; the
     /// IOMMU logs its event in that case.
@@ -15,6 +18,18 @@ pub trait RemapSource {
     /// What `request` would answer, with no event and nothing delivered. For keeping routes in
     /// step with the guest's tables.
     fn resolve(&self, msi: Msi) -> Option<Delivery>;
+
+    /// As `request`, and calls `send` with the delivery *while the request is in flight*: a
+    /// COMPLETION_WAIT that follows an invalidation must not complete before `send` returned, or the
+    /// old target could be hit after it (48882 §2.4.1).
+    ///
+    /// The provided implementation gives no such guarantee: override it when the IOMMU has an
+    /// in-flight guard.
+    fn request_with(&self, msi: Msi, send: &mut dyn FnMut(&Delivery)) -> Option<Delivery> {
+        let delivery = self.request(msi)?;
+        send(&delivery);
+        Some(delivery)
+    }
 }
 
 /// No IOMMU between the source and the CPUs: the message is delivered as it is.
@@ -39,14 +54,22 @@ impl<R: RemapSource + ?Sized> RemapSource for &R {
     fn resolve(&self, msi: Msi) -> Option<Delivery> {
         (**self).resolve(msi)
     }
+
+    fn request_with(&self, msi: Msi, send: &mut dyn FnMut(&Delivery)) -> Option<Delivery> {
+        (**self).request_with(msi, send)
+    }
 }
 
-impl<R: RemapSource + ?Sized> RemapSource for std::sync::Arc<R> {
+impl<R: RemapSource + ?Sized> RemapSource for Arc<R> {
     fn request(&self, msi: Msi) -> Option<Delivery> {
         (**self).request(msi)
     }
 
     fn resolve(&self, msi: Msi) -> Option<Delivery> {
         (**self).resolve(msi)
+    }
+
+    fn request_with(&self, msi: Msi, send: &mut dyn FnMut(&Delivery)) -> Option<Delivery> {
+        (**self).request_with(msi, send)
     }
 }

@@ -51,13 +51,17 @@ const VERSION_REGISTER: u32 = 0x20 | (PINS as u32 - 1) << 16;
 pub trait IoapicSink {
     /// The pin requests an interrupt: what the IOMMU makes of it, `None` when it blocks it (and
     /// logs that). The delivery keeps the request's trigger mode.
+    ///
+    /// A sink whose interrupts must be sent while the request is in flight (so that COMPLETION_WAIT
+    /// covers them) sends here, after it routed a level-triggered delivery, and does nothing in
+    /// [`inject`](Self::inject). [`route`](Self::route) with the same delivery follows.
     fn request(&mut self, pin: u8, msi: Msi) -> Option<Delivery>;
 
     /// What [`request`](Self::request) would answer, without any effect.
     fn resolve(&mut self, pin: u8, msi: Msi) -> Option<Delivery>;
 
     /// The EOI of this level-triggered delivery must reach [`Ioapic::eoi`] from now on; `None`: the
-    /// pin waits for no EOI. Always called before [`inject`](Self::inject).
+    /// pin waits for no EOI. Always called before [`inject`](Self::inject) of that delivery.
     fn route(&mut self, pin: u8, target: Option<&Delivery>);
 
     /// Sends the interrupt to the local APICs.

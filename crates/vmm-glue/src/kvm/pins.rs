@@ -1,5 +1,6 @@
 //! The IOAPIC's pins on KVM's split irqchip.
 
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use amdvi_irt::{Delivery, Trigger};
@@ -32,6 +33,12 @@ pub struct PinErrors {
 #[derive(Debug)]
 pub struct KvmPins<R, K> {
     remap: R,
+    vm: Vm<K>,
+}
+
+/// The host's side, apart from `remap` so that it can be used while a request is in flight.
+#[derive(Debug)]
+struct Vm<K> {
     kvm: K,
     routes: Arc<Mutex<RouteTable>>,
     errors: PinErrors,
@@ -42,31 +49,69 @@ impl<R: RemapSource, K: KvmIrqs> KvmPins<R, K> {
     pub fn new(remap: R, kvm: K, routes: Arc<Mutex<RouteTable>>) -> Self {
         Self {
             remap,
-            kvm,
-            routes,
-            errors: PinErrors::default(),
+            vm: Vm {
+                kvm,
+                routes,
+                errors: PinErrors::default(),
+            },
         }
     }
 
     /// Host-side failures since the last call.
     pub fn take_errors(&mut self) -> PinErrors {
-        std::mem::take(&mut self.errors)
-    }
-
-    fn fail(&mut self, pin: u8, error: &dyn std::fmt::Display) {
-        self.errors.count += 1;
-        self.errors.last = Some(format!("IOAPIC pin {pin}: {error}"));
+        std::mem::take(&mut self.vm.errors)
     }
 }
 
-/// A panic elsewhere doesn't make the table inconsistent: each change is a single assignment.
-fn lock(routes: &Mutex<RouteTable>) -> MutexGuard<'_, RouteTable> {
-    routes.lock().unwrap_or_else(PoisonError::into_inner)
+impl<K: KvmIrqs> Vm<K> {
+    /// A panic elsewhere doesn't make the table inconsistent: each change is a single assignment.
+    fn routes(&self) -> MutexGuard<'_, RouteTable> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note<E: Display>(&mut self, what: impl Display, result: Result<(), E>) {
+        if let Err(error) = result {
+            self.errors.count += 1;
+            self.errors.last = Some(format!("{what}: {error}"));
+        }
+    }
+
+    fn route(&mut self, pin: u8, target: Option<&Delivery>) {
+        // An edge route would intercept nothing and only make the table longer.
+        let target = target.filter(|delivery| delivery.trigger == Trigger::Level);
+        let result = self.routes().set(u32::from(pin), target).map(drop);
+        self.note(format_args!("IOAPIC pin {pin}"), result);
+    }
+
+    fn commit(&mut self) {
+        let result = self.routes().commit(&self.kvm).map(drop);
+        self.note("IOAPIC routes", result);
+    }
+
+    fn send(&mut self, pin: u8, delivery: &Delivery) {
+        let format = self.routes().format();
+        let message = match KvmMessage::encode(delivery, format) {
+            Ok(message) => message,
+            Err(error) => return self.note(format_args!("IOAPIC pin {pin}"), Err(error)),
+        };
+        if delivery.trigger == Trigger::Level {
+            // The way back before the way out.
+            self.route(pin, Some(delivery));
+            self.commit();
+        }
+        let sent = self.kvm.signal_msi(message.to_msi()).map(drop);
+        self.note(
+            format_args!("IOAPIC pin {pin}: KVM_SIGNAL_MSI of {delivery}"),
+            sent,
+        );
+    }
 }
 
 impl<R: RemapSource, K: KvmIrqs> IoapicSink for KvmPins<R, K> {
-    fn request(&mut self, _pin: u8, msi: Msi) -> Option<Delivery> {
-        self.remap.request(msi)
+    fn request(&mut self, pin: u8, msi: Msi) -> Option<Delivery> {
+        let vm = &mut self.vm;
+        self.remap
+            .request_with(msi, &mut |delivery| vm.send(pin, delivery))
     }
 
     fn resolve(&mut self, _pin: u8, msi: Msi) -> Option<Delivery> {
@@ -74,42 +119,15 @@ impl<R: RemapSource, K: KvmIrqs> IoapicSink for KvmPins<R, K> {
     }
 
     fn route(&mut self, pin: u8, target: Option<&Delivery>) {
-        // An edge route would intercept nothing and only make the table longer.
-        let target = target.filter(|delivery| delivery.trigger == Trigger::Level);
-        let result = lock(&self.routes).set(u32::from(pin), target).map(drop);
-        if let Err(error) = result {
-            self.fail(pin, &error);
-        }
+        self.vm.route(pin, target);
     }
 
-    fn inject(&mut self, pin: u8, delivery: &Delivery) {
-        let format = {
-            let mut routes = lock(&self.routes);
-            let committed = match delivery.trigger {
-                Trigger::Level => routes.commit(&self.kvm).map(drop),
-                Trigger::Edge => Ok(()),
-            };
-            let format = routes.format();
-            drop(routes);
-            if let Err(error) = committed {
-                self.fail(pin, &error);
-            }
-            format
-        };
-        let sent = KvmMessage::encode(delivery, format)
-            .map_err(std::io::Error::other)
-            .and_then(|message| self.kvm.signal_msi(message.to_msi()));
-        if let Err(error) = sent {
-            self.fail(pin, &format_args!("KVM_SIGNAL_MSI of {delivery}: {error}"));
-        }
+    fn inject(&mut self, _pin: u8, _delivery: &Delivery) {
+        // Sent by `request`, while it was in flight.
     }
 
     fn settle(&mut self) {
-        let result = lock(&self.routes).commit(&self.kvm).map(drop);
-        if let Err(error) = result {
-            self.errors.count += 1;
-            self.errors.last = Some(format!("IOAPIC routes: {error}"));
-        }
+        self.vm.commit();
     }
 }
 
@@ -224,6 +242,42 @@ mod tests {
         ioapic.eoi(0x31);
         assert_eq!(calls(&kvm), [Call::Routes(vec![9]), Call::Msi(0xc031)]);
         assert_eq!(ioapic.sink_mut().take_errors(), PinErrors::default());
+    }
+
+    /// Notes when the request is in flight.
+    struct Guarded<'a>(&'a Recorder);
+
+    impl RemapSource for Guarded<'_> {
+        fn request(&self, msi: Msi) -> Option<Delivery> {
+            Some(Delivery::from_msi(msi))
+        }
+        fn resolve(&self, msi: Msi) -> Option<Delivery> {
+            self.request(msi)
+        }
+        fn request_with(&self, msi: Msi, send: &mut dyn FnMut(&Delivery)) -> Option<Delivery> {
+            let delivery = Delivery::from_msi(msi);
+            send(&delivery);
+            // Here the guard ends.
+            self.0.record(Call::Msi(u32::MAX)).unwrap();
+            Some(delivery)
+        }
+    }
+
+    #[test]
+    fn routing_and_sending_happen_while_the_request_is_in_flight() {
+        let kvm = Recorder::default();
+        let routes = Arc::new(Mutex::new(RouteTable::new(MsiFormat::X2ApicApi, 24)));
+        let guarded = Guarded(&kvm);
+        let mut ioapic = Ioapic::new(0, KvmPins::new(&guarded, &kvm, routes));
+        ioapic.mmio_write(0x00, &[0x22]);
+        ioapic.mmio_write(0x10, &0x8031u32.to_le_bytes());
+        ioapic.set_line(9, true).unwrap();
+        let expected = [
+            Call::Routes(vec![9]),
+            Call::Msi(0xc031),
+            Call::Msi(u32::MAX),
+        ];
+        assert_eq!(calls(&kvm), expected);
     }
 
     #[test]

@@ -52,7 +52,8 @@ pub enum RouteError {
 /// once for all changes since the last commit, and not at all when they cancel out.
 ///
 /// One table serves the whole VM; share it behind a mutex and keep the mutex over `commit`, so that
-/// an older table can't overwrite a newer one.
+/// an older table can't overwrite a newer one. Don't hold it while calling into the IOMMU: an
+/// interrupt in flight may wait for the table, and the IOMMU for the interrupt.
 #[derive(Debug)]
 pub struct RouteTable {
     format: MsiFormat,
