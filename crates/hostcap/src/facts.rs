@@ -1,0 +1,381 @@
+//! What all sources said, with early and late kept apart.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::decide::{View, decide};
+use crate::fact::{Early, Fact, Late, Phase};
+use crate::feature::{Feature, Setting};
+use crate::negotiate::Decision;
+use crate::scope::{PciFunction, Scope};
+use crate::source::HostCapSource;
+
+/// How the guest's functions relate to the host's IOMMU; ordered by how much it rules out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Situation {
+    /// Every function is emulated: nothing that the guest is offered depends on the host.
+    Emulated,
+    /// Functions are passed through by an interface that can report on the IOMMU: facts decide.
+    Passthrough,
+    /// Functions are passed through by a legacy VFIO container, which reports nothing and can
+    /// carry nothing that needs iommufd: always 512 interrupts per function.
+    LegacyVfio,
+}
+
+impl fmt::Display for Situation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Emulated => "emulated",
+            Self::Passthrough => "passthrough",
+            Self::LegacyVfio => "legacy-vfio",
+        })
+    }
+}
+
+/// Something that could not be learnt, and why.
+///
+/// A gap is not an error of the whole: other sources may know. But the IOMMU or function that it
+/// names counts as one that a feature must be proven for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Gap {
+    /// The source that was asked.
+    pub source: String,
+    /// What it was asked about.
+    pub scope: Scope,
+    /// Why it could not tell, and what to do: the text of an error.
+    pub problem: String,
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} could not tell about {}: {}",
+            self.source, self.scope, self.problem
+        )
+    }
+}
+
+/// "This IOMMU serves this function."
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Served {
+    /// The function.
+    pub function: PciFunction,
+    /// The name of the IOMMU, as in [`Scope::Iommu`].
+    pub iommu: String,
+}
+
+/// What one source answered in one phase.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound(
+    serialize = "P: Serialize + Phase",
+    deserialize = "P: Deserialize<'de> + Phase"
+))]
+pub struct Answer<P> {
+    /// What it knows.
+    pub facts: Vec<Fact<P>>,
+    /// What it was asked and could not tell.
+    #[serde(default)]
+    pub gaps: Vec<Gap>,
+    /// Which IOMMU serves which function, as far as it knows.
+    #[serde(default)]
+    pub served: Vec<Served>,
+}
+
+impl<P> Answer<P> {
+    /// The answer of a source that knows nothing.
+    pub const fn nothing() -> Self {
+        Self {
+            facts: Vec::new(),
+            gaps: Vec::new(),
+            served: Vec::new(),
+        }
+    }
+}
+
+impl<P> Default for Answer<P> {
+    fn default() -> Self {
+        Self::nothing()
+    }
+}
+
+impl<P> From<Vec<Fact<P>>> for Answer<P> {
+    fn from(facts: Vec<Fact<P>>) -> Self {
+        Self {
+            facts,
+            ..Self::nothing()
+        }
+    }
+}
+
+/// Everything known before RAM is laid out; the only facts that RAM layout may be given.
+///
+/// There is no conversion from [`Facts`] or from late facts. Sets are kept, not lists: the order
+/// in which sources are asked can't matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlyFacts {
+    sources: BTreeMap<String, Situation>,
+    facts: BTreeSet<Fact<Early>>,
+    gaps: BTreeSet<Gap>,
+    served: BTreeSet<Served>,
+    forced: Option<Situation>,
+}
+
+impl EarlyFacts {
+    /// Asks each source what it knows now. A source that fails becomes a [`Gap`].
+    pub fn collect<'a>(sources: impl IntoIterator<Item = &'a dyn HostCapSource>) -> Self {
+        let mut early = Self::default();
+        for source in sources {
+            early.ask(source);
+        }
+        early
+    }
+
+    /// Asks one more source.
+    pub fn ask(&mut self, source: &dyn HostCapSource) {
+        let name = source.name();
+        self.sources.insert(name.clone(), source.situation());
+        match source.early_facts() {
+            Ok(answer) => {
+                answer.facts.into_iter().for_each(|fact| self.insert(fact));
+                self.gaps.extend(answer.gaps);
+                self.served.extend(answer.served);
+            }
+            Err(error) => {
+                let gap = Gap {
+                    source: name,
+                    scope: Scope::Host,
+                    problem: error.to_string(),
+                };
+                self.gaps.insert(gap);
+            }
+        }
+    }
+
+    /// Adds a fact. A source not seen before counts as one about [`Situation::Passthrough`].
+    pub fn insert(&mut self, fact: Fact<Early>) {
+        name_source(&mut self.sources, fact.source());
+        self.facts.insert(fact);
+    }
+
+    /// States the situation, instead of deriving it from the sources: a VMM knows whether it
+    /// passes a function through.
+    #[must_use]
+    pub fn with_situation(mut self, situation: Situation) -> Self {
+        self.forced = Some(situation);
+        self
+    }
+
+    /// The situation: as stated, or the most restrictive of the sources'. Without any source it
+    /// is [`Situation::Passthrough`], where unknown is not yes.
+    pub fn situation(&self) -> Situation {
+        self.forced
+            .or_else(|| self.sources.values().copied().max())
+            .unwrap_or(Situation::Passthrough)
+    }
+
+    /// The facts, each once, in a fixed order.
+    pub fn iter(&self) -> impl Iterator<Item = &Fact<Early>> {
+        self.facts.iter()
+    }
+
+    /// What could not be learnt.
+    pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
+        self.gaps.iter()
+    }
+
+    /// The sources that were asked.
+    pub fn sources(&self) -> impl Iterator<Item = &str> {
+        self.sources.keys().map(String::as_str)
+    }
+
+    /// Decides one feature from early facts alone.
+    pub fn decide(&self, feature: Feature, requested: impl Into<Setting>) -> Decision {
+        decide(&self.view(), feature, requested.into())
+    }
+
+    fn view(&self) -> View<'_> {
+        View {
+            situation: self.situation(),
+            sources: self
+                .sources
+                .iter()
+                .map(|(name, s)| (name.as_str(), *s))
+                .collect(),
+            statements: self
+                .facts
+                .iter()
+                .map(|fact| (&fact.statement, false))
+                .collect(),
+            gaps: self.gaps.iter().collect(),
+            functions: Vec::new(),
+            served: self.served.iter().collect(),
+        }
+    }
+}
+
+/// What is known of one bound function.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Bound {
+    sources: BTreeMap<String, Situation>,
+    facts: BTreeSet<Fact<Late>>,
+    gaps: BTreeSet<Gap>,
+    served: BTreeSet<Served>,
+}
+
+impl Bound {
+    fn insert(&mut self, fact: Fact<Late>) {
+        name_source(&mut self.sources, fact.source());
+        self.facts.insert(fact);
+    }
+}
+
+/// Everything known, early and late: what [`negotiate`](crate::negotiate) decides from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    early: EarlyFacts,
+    late: BTreeMap<PciFunction, Bound>,
+}
+
+impl Facts {
+    /// Asks each source for its early facts and for its late facts on each passed-through
+    /// function. A source that fails becomes a [`Gap`].
+    pub fn collect<'a>(
+        sources: impl IntoIterator<Item = &'a dyn HostCapSource>,
+        functions: &[PciFunction],
+    ) -> Self {
+        let sources: Vec<_> = sources.into_iter().collect();
+        let mut facts = Self::from(EarlyFacts::collect(sources.iter().copied()));
+        for function in functions {
+            facts.bind(*function, sources.iter().copied());
+        }
+        facts
+    }
+
+    /// A function was bound: asks each source about it. From now on a feature must be proven for
+    /// this function too.
+    pub fn bind<'a>(
+        &mut self,
+        function: PciFunction,
+        sources: impl IntoIterator<Item = &'a dyn HostCapSource>,
+    ) {
+        let bound = self.late.entry(function).or_default();
+        for source in sources {
+            let name = source.name();
+            bound.sources.insert(name.clone(), source.situation());
+            match source.late_facts(function) {
+                Ok(answer) => {
+                    bound.gaps.extend(answer.gaps);
+                    bound.served.extend(answer.served);
+                    answer.facts.into_iter().for_each(|fact| bound.insert(fact));
+                }
+                Err(error) => {
+                    let scope = Scope::Function(function);
+                    let problem = error.to_string();
+                    bound.gaps.insert(Gap {
+                        source: name,
+                        scope,
+                        problem,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Adds a fact learnt by binding `function`.
+    pub fn insert(&mut self, function: PciFunction, fact: Fact<Late>) {
+        self.late.entry(function).or_default().insert(fact);
+    }
+
+    /// Adds an early fact.
+    pub fn insert_early(&mut self, fact: Fact<Early>) {
+        self.early.insert(fact);
+    }
+
+    /// A function was unbound: drops what binding it taught, and the situation that its binding
+    /// brought. Taking back what a running guest was promised, or giving it more, is not decided
+    /// here.
+    pub fn forget(&mut self, function: PciFunction) {
+        self.late.remove(&function);
+    }
+
+    /// See [`EarlyFacts::with_situation`].
+    #[must_use]
+    pub fn with_situation(mut self, situation: Situation) -> Self {
+        self.early.forced = Some(situation);
+        self
+    }
+
+    /// See [`EarlyFacts::situation`]; sources that were asked late count as well.
+    pub fn situation(&self) -> Situation {
+        let late = self.late.values().flat_map(|bound| bound.sources.values());
+        self.early
+            .forced
+            .or_else(|| self.early.sources.values().chain(late).copied().max())
+            .unwrap_or(Situation::Passthrough)
+    }
+
+    /// The early part, which RAM layout may be given.
+    pub fn early(&self) -> &EarlyFacts {
+        &self.early
+    }
+
+    /// The late facts, by the function whose binding taught them.
+    pub fn late(&self) -> impl Iterator<Item = (PciFunction, &Fact<Late>)> {
+        self.late
+            .iter()
+            .flat_map(|(function, bound)| bound.facts.iter().map(|f| (*function, f)))
+    }
+
+    /// The passed-through functions.
+    pub fn functions(&self) -> impl Iterator<Item = PciFunction> {
+        self.late.keys().copied()
+    }
+
+    /// What could not be learnt.
+    pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
+        self.early
+            .gaps()
+            .chain(self.late.values().flat_map(|bound| &bound.gaps))
+    }
+
+    /// Decides one feature; [`negotiate`](crate::negotiate) is this for all of them.
+    pub fn decide(&self, feature: Feature, requested: impl Into<Setting>) -> Decision {
+        decide(&self.view(), feature, requested.into())
+    }
+
+    pub(crate) fn view(&self) -> View<'_> {
+        let mut view = self.early.view();
+        view.situation = self.situation();
+        for (function, bound) in &self.late {
+            for (name, situation) in &bound.sources {
+                let known = view.sources.entry(name).or_insert(*situation);
+                *known = (*known).max(*situation);
+            }
+            view.functions.push(*function);
+            view.statements
+                .extend(bound.facts.iter().map(|fact| (&fact.statement, true)));
+            view.gaps.extend(&bound.gaps);
+            view.served.extend(&bound.served);
+        }
+        view
+    }
+}
+
+impl From<EarlyFacts> for Facts {
+    fn from(early: EarlyFacts) -> Self {
+        Self {
+            early,
+            ..Self::default()
+        }
+    }
+}
+
+fn name_source(sources: &mut BTreeMap<String, Situation>, name: &str) {
+    if !sources.contains_key(name) {
+        sources.insert(name.to_owned(), Situation::Passthrough);
+    }
+}

@@ -1,0 +1,119 @@
+//! Sources that ask nothing: facts given beforehand, no passthrough, and the legacy container.
+
+use crate::fact::{Early, Fact, Late};
+use crate::facts::{Answer, Situation};
+use crate::scope::{PciFunction, Scope};
+use crate::source::{HostCapSource, SourceError};
+
+/// A host described beforehand: for tests, for `mock:…`, and for answers recorded elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fixed {
+    name: String,
+    early: Answer<Early>,
+    late: Answer<Late>,
+}
+
+impl Fixed {
+    /// A host about which nothing is known.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            early: Answer::nothing(),
+            late: Answer::nothing(),
+        }
+    }
+
+    /// Adds what is known early.
+    #[must_use]
+    pub fn with_early(mut self, answer: impl Into<Answer<Early>>) -> Self {
+        merge(&mut self.early, answer.into());
+        self
+    }
+
+    /// Adds what binding a function teaches. What is scoped to a function is told only when
+    /// that function is asked for, everything else whenever any is.
+    #[must_use]
+    pub fn with_late(mut self, answer: impl Into<Answer<Late>>) -> Self {
+        merge(&mut self.late, answer.into());
+        self
+    }
+}
+
+fn merge<P>(into: &mut Answer<P>, from: Answer<P>) {
+    into.facts.extend(from.facts);
+    into.gaps.extend(from.gaps);
+    into.served.extend(from.served);
+}
+
+impl HostCapSource for Fixed {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn situation(&self) -> Situation {
+        Situation::Passthrough
+    }
+
+    fn early_facts(&self) -> Result<Answer<Early>, SourceError> {
+        Ok(self.early.clone())
+    }
+
+    fn late_facts(&self, function: PciFunction) -> Result<Answer<Late>, SourceError> {
+        let concerns = |scope: &Scope| match scope {
+            Scope::Function(about) => *about == function,
+            Scope::Host | Scope::Iommu(_) => true,
+        };
+        let mut answer = self.late.clone();
+        answer
+            .facts
+            .retain(|fact: &Fact<Late>| concerns(fact.scope()));
+        answer.gaps.retain(|gap| concerns(&gap.scope));
+        answer.served.retain(|served| served.function == function);
+        Ok(answer)
+    }
+}
+
+/// No function is passed through: there is nothing to ask. Named `none`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Emulated;
+
+impl HostCapSource for Emulated {
+    fn name(&self) -> String {
+        "none".to_owned()
+    }
+
+    fn situation(&self) -> Situation {
+        Situation::Emulated
+    }
+
+    fn early_facts(&self) -> Result<Answer<Early>, SourceError> {
+        Ok(Answer::nothing())
+    }
+
+    fn late_facts(&self, _: PciFunction) -> Result<Answer<Late>, SourceError> {
+        Ok(Answer::nothing())
+    }
+}
+
+/// Functions are passed through by a legacy VFIO container, whose interface has no call that
+/// tells anything about the IOMMU. Named `legacy-vfio`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LegacyVfio;
+
+impl HostCapSource for LegacyVfio {
+    fn name(&self) -> String {
+        "legacy-vfio".to_owned()
+    }
+
+    fn situation(&self) -> Situation {
+        Situation::LegacyVfio
+    }
+
+    fn early_facts(&self) -> Result<Answer<Early>, SourceError> {
+        Ok(Answer::nothing())
+    }
+
+    fn late_facts(&self, _: PciFunction) -> Result<Answer<Late>, SourceError> {
+        Ok(Answer::nothing())
+    }
+}
