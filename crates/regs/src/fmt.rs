@@ -146,4 +146,19 @@ macro_rules! display_fields {
     };
 }
 
+/// Implements `Display` for a flag set: the names of the set flags, then any unknown bit.
+macro_rules! display_flags {
+    ($type:ty, { $($flag:ident: $name:literal),* $(,)? }) => {
+        impl core::fmt::Display for $type {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                $crate::fmt::List::new(f)
+                    $(.field($name, self.contains(Self::$flag)))*
+                    .field("reserved", u64::from(self.bits() & !Self::all().bits()))
+                    .finish()
+            }
+        }
+    };
+}
+
 pub(crate) use display_fields;
+pub(crate) use display_flags;

@@ -18,6 +18,7 @@ pub mod gcr3;
 pub mod guest_pte;
 pub mod id;
 pub mod irte;
+pub mod ivrs;
 pub mod log;
 pub mod mem;
 pub mod mmio;
