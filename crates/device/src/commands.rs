@@ -1,0 +1,244 @@
+//! The command processor (48882 §2.4).
+//!
+//! One thread at a time runs it: whoever writes the tail while another thread runs commands only
+//! moves the tail, which the other sees under the lock before it stops. A command is fetched,
+//! checked and carried out under the lock, except for what COMPLETION_WAIT waits for.
+
+use std::sync::Arc;
+
+use amdvi_core::Slot;
+use amdvi_regs::DeviceId;
+use amdvi_regs::command::{COMMAND_SIZE, Command, CompletionWait};
+use amdvi_regs::event::{CommandHardwareError, Event, IllegalCommandError};
+use amdvi_regs::mmio::ExtendedFeature;
+
+use crate::host::{Changes, Observer};
+use crate::iommu::{Inner, Iommu};
+
+/// Type field of a hardware-error event: nothing answers at the address.
+const MASTER_ABORT: u8 = 1;
+
+/// Why a stretch of commands under the lock ended.
+enum Step {
+    /// Nothing to do, or the processor does not run.
+    Idle,
+    /// The budget is used up.
+    Spent,
+    /// A COMPLETION_WAIT.
+    Wait(Waiting),
+}
+
+/// A COMPLETION_WAIT in progress: it is still at the head.
+struct Waiting {
+    command: CompletionWait,
+    gpa: u64,
+    epoch: u64,
+    undrained: bool,
+    changes: Changes,
+    slots: Arc<[Arc<Slot>]>,
+    observers: Arc<[Arc<dyn Observer>]>,
+}
+
+/// The right to run commands. Given back under the lock, or here if an observer panics.
+struct Token<'a> {
+    iommu: &'a Iommu,
+    held: bool,
+}
+
+impl Drop for Token<'_> {
+    fn drop(&mut self) {
+        if self.held {
+            self.iommu.update(|inner| inner.processing = false);
+        }
+    }
+}
+
+impl Iommu {
+    /// The most commands that one call runs.
+    pub const COMMANDS_PER_CALL: u32 = 1024;
+
+    /// Runs commands up to the budget; whether more remain.
+    pub(crate) fn process(&self) -> bool {
+        let taken = self.update(|inner| {
+            let work = inner.registers.status().cmd_buf_run()
+                && inner.registers.command.head != inner.registers.command.tail;
+            work && !std::mem::replace(&mut inner.processing, true)
+        });
+        if !taken {
+            return false;
+        }
+        let mut token = Token {
+            iommu: self,
+            held: true,
+        };
+        let mut budget = Self::COMMANDS_PER_CALL;
+        loop {
+            let step = self.update(|inner| {
+                let step = self.step(inner, &mut budget);
+                if !matches!(step, Step::Wait(_)) {
+                    inner.processing = false;
+                    token.held = false;
+                }
+                step
+            });
+            match step {
+                Step::Idle => return false,
+                Step::Spent => return true,
+                Step::Wait(waiting) => {
+                    if waiting.undrained {
+                        self.fabric
+                            .drain(waiting.slots.iter(), std::thread::yield_now);
+                    }
+                    if !waiting.changes.is_empty() {
+                        for observer in waiting.observers.iter() {
+                            observer.changed(&waiting.changes);
+                        }
+                    }
+                    self.update(|inner| self.complete(inner, &waiting));
+                }
+            }
+        }
+    }
+
+    /// Runs commands up to the next COMPLETION_WAIT.
+    fn step(&self, inner: &mut Inner, budget: &mut u32) -> Step {
+        loop {
+            let ring = inner.registers.command;
+            if !inner.registers.status().cmd_buf_run() || ring.head == ring.tail {
+                return Step::Idle;
+            }
+            if *budget == 0 {
+                return Step::Spent;
+            }
+            *budget -= 1;
+            let gpa = ring.address() + ring.head;
+            let low = self.memory.load_u64(gpa);
+            let words = low.and_then(|low| Ok([low, self.memory.load_u64(gpa + 8)?]));
+            let Ok(words) = words else {
+                self.hardware_error(inner, gpa);
+                continue;
+            };
+            let command = Command::decode(words);
+            if !is_legal(&command, self.efr()) {
+                let event = IllegalCommandError::new().with_address_16(gpa >> 4);
+                self.halt(inner, event.into());
+                continue;
+            }
+            if let Command::CompletionWait(command) = command {
+                return Step::Wait(Waiting {
+                    command,
+                    gpa,
+                    epoch: inner.epoch,
+                    undrained: std::mem::take(&mut inner.undrained),
+                    changes: std::mem::replace(&mut inner.changes, Changes::none()),
+                    slots: inner.slots.clone(),
+                    observers: inner.observers.clone(),
+                });
+            }
+            self.carry_out(inner, &command);
+            inner.advance();
+        }
+    }
+
+    /// Everything but COMPLETION_WAIT; the command is legal.
+    fn carry_out(&self, inner: &mut Inner, command: &Command) {
+        match command {
+            Command::InvalidateDevtabEntry(c) => {
+                inner.registers.faulted_once.remove(&c.device_id());
+                inner.invalidate_device(DeviceId(c.device_id()));
+            }
+            Command::InvalidateInterruptTable(c) => {
+                inner.invalidate_device(DeviceId(c.device_id()));
+            }
+            Command::InvalidateIommuAll(_) => {
+                inner.registers.faulted_once.clear();
+                self.fabric.invalidate_all();
+                inner.undrained = true;
+                inner.changes = Changes::All;
+            }
+            // Translations are not cached: all that an invalidation has to end is what is in
+            // flight.
+            Command::InvalidateIommuPages(_) | Command::InvalidateIotlbPages(_) => {
+                inner.undrained = true;
+            }
+            // A prefetch is a hint. The others are not offered, so they are not legal.
+            _ => {}
+        }
+    }
+
+    /// The visible part of COMPLETION_WAIT (48882 §2.4.1): everything before it has completed.
+    fn complete(&self, inner: &mut Inner, waiting: &Waiting) {
+        if inner.epoch != waiting.epoch {
+            // Reset, restored or restarted elsewhere meanwhile: that command is gone.
+            return;
+        }
+        let command = waiting.command;
+        if command.s() {
+            let address = command.store_address_8() << 3;
+            if self
+                .memory
+                .store_u64(address, command.store_data())
+                .is_err()
+            {
+                return self.hardware_error(inner, waiting.gpa);
+            }
+        }
+        if command.i() {
+            inner
+                .registers
+                .set_status(|status| status.with_com_wait_int(true));
+        }
+        inner.advance();
+    }
+
+    fn hardware_error(&self, inner: &mut Inner, gpa: u64) {
+        let event = CommandHardwareError::new()
+            .with_kind(MASTER_ABORT)
+            .with_address_16(gpa >> 4);
+        self.halt(inner, event.into());
+    }
+
+    /// The head stays at the command; CmdBufEn 0→1 starts again.
+    fn halt(&self, inner: &mut Inner, event: Event) {
+        inner.registers.command_halted = true;
+        inner.registers.log_event(&*self.memory, &event);
+    }
+}
+
+impl Inner {
+    fn advance(&mut self) {
+        let ring = &mut self.registers.command;
+        ring.head = ring.next(ring.head, COMMAND_SIZE);
+    }
+
+    fn invalidate_device(&mut self, device_id: DeviceId) {
+        for slot in self
+            .slots
+            .iter()
+            .filter(|slot| slot.device_id() == device_id)
+        {
+            slot.invalidate();
+        }
+        self.undrained = true;
+        self.changes.add(device_id);
+    }
+}
+
+/// Whether the command exists in what is offered and has no reserved bit set.
+fn is_legal(command: &Command, efr: ExtendedFeature) -> bool {
+    let offered = match command {
+        Command::CompletionWait(_)
+        | Command::InvalidateDevtabEntry(_)
+        | Command::InvalidateInterruptTable(_) => true,
+        Command::InvalidateIommuPages(c) => !c.gn() || efr.gt_sup(),
+        Command::PrefetchIommuPages(c) => efr.pre_f_sup() && (!c.gn() || efr.gt_sup()),
+        Command::InvalidateIommuAll(_) => efr.ia_sup(),
+        // They need IotlbSup in the capability, PPRSup or vIommuSup, none of which is offered.
+        Command::InvalidateIotlbPages(_)
+        | Command::CompletePprRequest(_)
+        | Command::InsertGuestEvent(_)
+        | Command::ResetVmmio(_)
+        | Command::Unknown(_) => false,
+    };
+    offered && command.reserved_bits_set() == 0
+}

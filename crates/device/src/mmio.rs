@@ -1,0 +1,294 @@
+//! The register file (48882 §3.4): any size, any alignment, halves in any order.
+//!
+//! Every access is taken apart into aligned quadwords. A write comes as a value and a mask of the
+//! bits it covers, and each register merges it by its own rules, so that a 4-byte write to one half
+//! never touches the other half.
+
+use amdvi_regs::mmio::{Control, Status, offset};
+
+use crate::pci;
+use crate::state::{
+    EXCLUSION_MASKS, GA_TAIL_ADDRESS_MASK, Offer, POINTER_MASK_8, POINTER_MASK_16, Registers,
+    XT_INTERRUPT_MASK, device_table_mask, device_table_max_size, settle_control,
+};
+
+/// What a write makes necessary outside the registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Effects {
+    /// The engines' view is out of date.
+    pub(crate) view: bool,
+    /// What a request means has changed for all devices.
+    pub(crate) translation: bool,
+    /// There may be commands to run.
+    pub(crate) commands: bool,
+    /// A command in flight is no longer the one at the head.
+    pub(crate) commands_moved: bool,
+}
+
+impl Effects {
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.view |= other.view;
+        self.translation |= other.translation;
+        self.commands |= other.commands;
+        self.commands_moved |= other.commands_moved;
+    }
+}
+
+/// One aligned quadword of a write: `value` counts where `mask` has ones.
+#[derive(Clone, Copy)]
+struct Write {
+    value: u64,
+    mask: u64,
+}
+
+impl Write {
+    /// `old` with the bits replaced that are both covered and in `writable`.
+    fn over(self, old: u64, writable: u64) -> u64 {
+        let mask = self.mask & writable;
+        (old & !mask) | (self.value & mask)
+    }
+
+    fn touches(self, bits: u64) -> bool {
+        self.mask & bits != 0
+    }
+
+    fn low(self) -> (u32, u32) {
+        (self.value as u32, self.mask as u32)
+    }
+
+    fn high(self) -> (u32, u32) {
+        ((self.value >> 32) as u32, (self.mask >> 32) as u32)
+    }
+}
+
+/// Reads `data.len()` bytes; outside the register file and in holes they are 0.
+pub(crate) fn read(registers: &Registers, offer: &Offer, at: u64, data: &mut [u8]) {
+    let mut quad = None;
+    for (i, byte) in data.iter_mut().enumerate() {
+        let at = at.wrapping_add(i as u64);
+        let base = at & !7;
+        let value = match quad {
+            Some((known, value)) if known == base => value,
+            _ => {
+                let value = read_quad(registers, offer, base);
+                quad = Some((base, value));
+                value
+            }
+        };
+        *byte = (value >> (8 * (at & 7))) as u8;
+    }
+}
+
+/// Writes `data`, quadword by quadword in ascending order.
+pub(crate) fn write(registers: &mut Registers, offer: &Offer, at: u64, data: &[u8]) -> Effects {
+    let mut effects = Effects::default();
+    let mut i = 0;
+    while i < data.len() {
+        let base = at.wrapping_add(i as u64) & !7;
+        if base >= offset::REGION_SIZE {
+            break;
+        }
+        let mut write = Write { value: 0, mask: 0 };
+        while let Some(&byte) = data.get(i) {
+            let byte_at = at.wrapping_add(i as u64);
+            if byte_at & !7 != base {
+                break;
+            }
+            let shift = 8 * (byte_at & 7);
+            write.value |= u64::from(byte) << shift;
+            write.mask |= 0xff << shift;
+            i += 1;
+        }
+        effects.merge(write_quad(registers, offer, base, write));
+    }
+    effects
+}
+
+/// Device table segments beyond the first that exist.
+fn extra_segments(offer: &Offer) -> usize {
+    (1 << offer.efr.dev_tbl_seg_sup()) - 1
+}
+
+/// The segment whose base register stands at `base`, if it exists.
+fn segment_at(offer: &Offer, base: u64) -> Option<usize> {
+    if base == offset::DEVICE_TABLE_BASE {
+        return Some(0);
+    }
+    let n = (base.checked_sub(offset::DEVICE_TABLE_SEGMENT_1)? / 8) as usize;
+    (n < extra_segments(offer)).then_some(n + 1)
+}
+
+fn read_quad(r: &Registers, offer: &Offer, base: u64) -> u64 {
+    let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+    if let Some(segment) = segment_at(offer, base) {
+        return r.device_tables[segment];
+    }
+    let efr = offer.efr;
+    match base {
+        offset::COMMAND_BUFFER_BASE => r.command.base,
+        offset::EVENT_LOG_BASE => r.event.base,
+        offset::CONTROL => r.control,
+        offset::EXCLUSION_BASE => r.exclusion[0],
+        offset::EXCLUSION_LIMIT => r.exclusion[1],
+        offset::EXTENDED_FEATURE => efr.into_bits(),
+        offset::EXTENDED_FEATURE_2 => offer.efr2.into_bits(),
+        offset::COMMAND_HEAD => r.command.head,
+        offset::COMMAND_TAIL => r.command.tail,
+        offset::EVENT_HEAD => r.event.head,
+        offset::EVENT_TAIL => r.event.tail,
+        offset::STATUS => r.status().into_bits(),
+        offset::GA_LOG_BASE if efr.ga_sup() => r.ga.base,
+        offset::GA_LOG_TAIL_ADDRESS if efr.ga_sup() => r.ga_tail_address,
+        offset::GA_HEAD if efr.ga_sup() => r.ga.head,
+        offset::GA_TAIL if efr.ga_sup() => r.ga.tail,
+        offset::MSI_VECTOR_0 if efr.msi_cap_mmio_sup() => pair(pci::MISC_INFO_0, pci::MISC_INFO_1),
+        offset::MSI_CAPABILITY if efr.msi_cap_mmio_sup() => {
+            pair(pci::msi_header(&r.msi), r.msi.address_low)
+        }
+        offset::MSI_ADDRESS_HIGH if efr.msi_cap_mmio_sup() => {
+            pair(r.msi.address_high, r.msi.data.into())
+        }
+        // 0168h, with Performance Optimization Control (not offered) in the upper half.
+        offset::MSI_MAPPING if efr.msi_cap_mmio_sup() => pair(pci::HT_MSI_MAPPING, 0),
+        offset::XT_GENERAL_INTERRUPT if efr.xt_sup() => r.xt_interrupts[0],
+        offset::XT_PPR_INTERRUPT if efr.xt_sup() => r.xt_interrupts[1],
+        offset::XT_GA_INTERRUPT if efr.xt_sup() => r.xt_interrupts[2],
+        _ => 0,
+    }
+}
+
+fn write_quad(r: &mut Registers, offer: &Offer, base: u64, w: Write) -> Effects {
+    let mut effects = Effects::default();
+    if let Some(segment) = segment_at(offer, base) {
+        return write_device_table(r, segment, w);
+    }
+    let efr = offer.efr;
+    let status = r.status();
+    match base {
+        offset::COMMAND_BUFFER_BASE if !status.cmd_buf_run() => {
+            effects.commands_moved = r.command.write_base(w.over(r.command.base, u64::MAX));
+        }
+        offset::EVENT_LOG_BASE if !status.event_log_run() => {
+            r.event.write_base(w.over(r.event.base, u64::MAX));
+        }
+        offset::GA_LOG_BASE if efr.ga_sup() && !status.ga_log_run() => {
+            r.ga.write_base(w.over(r.ga.base, u64::MAX));
+        }
+        offset::CONTROL => effects = write_control(r, offer, w),
+        offset::EXCLUSION_BASE | offset::EXCLUSION_LIMIT => {
+            let n = usize::from(base == offset::EXCLUSION_LIMIT);
+            r.exclusion[n] = w.over(r.exclusion[n], EXCLUSION_MASKS[n]);
+            effects = Effects {
+                view: true,
+                translation: true,
+                ..effects
+            };
+        }
+        offset::GA_LOG_TAIL_ADDRESS if efr.ga_sup() => {
+            r.ga_tail_address = w.over(r.ga_tail_address, GA_TAIL_ADDRESS_MASK);
+        }
+        offset::XT_GENERAL_INTERRUPT | offset::XT_PPR_INTERRUPT | offset::XT_GA_INTERRUPT
+            if efr.xt_sup() =>
+        {
+            let n = ((base - offset::XT_GENERAL_INTERRUPT) / 8) as usize;
+            r.xt_interrupts[n] = w.over(r.xt_interrupts[n], XT_INTERRUPT_MASK);
+        }
+        offset::MSI_CAPABILITY if efr.msi_cap_mmio_sup() => {
+            let (header, header_mask) = w.low();
+            pci::write_msi_header(&mut r.msi, header, header_mask);
+            let (low, low_mask) = w.high();
+            pci::write_msi_address_low(&mut r.msi, low, low_mask);
+        }
+        offset::MSI_ADDRESS_HIGH if efr.msi_cap_mmio_sup() => {
+            let (high, high_mask) = w.low();
+            pci::write_msi_address_high(&mut r.msi, high, high_mask);
+            let (data, data_mask) = w.high();
+            pci::write_msi_data(&mut r.msi, data, data_mask);
+        }
+        offset::COMMAND_HEAD if !status.cmd_buf_run() => {
+            r.command.head = pointer(w, r.command.head, POINTER_MASK_16, r.command.bytes());
+            effects.commands_moved = true;
+        }
+        offset::COMMAND_TAIL => {
+            r.command.tail = pointer(w, r.command.tail, POINTER_MASK_16, r.command.bytes());
+            effects.commands = true;
+        }
+        offset::EVENT_HEAD => {
+            r.event.head = pointer(w, r.event.head, POINTER_MASK_16, r.event.bytes());
+        }
+        offset::EVENT_TAIL if !status.event_log_run() => {
+            r.event.tail = pointer(w, r.event.tail, POINTER_MASK_16, r.event.bytes());
+        }
+        // A GA log head behind the end is taken: its length encoding is read in two ways.
+        offset::GA_HEAD if efr.ga_sup() => {
+            r.ga.head = pointer(w, r.ga.head, POINTER_MASK_8, u64::MAX);
+        }
+        offset::GA_TAIL if efr.ga_sup() && !status.ga_log_run() => {
+            r.ga.tail = pointer(w, r.ga.tail, POINTER_MASK_8, r.ga.bytes());
+        }
+        offset::STATUS => r.status &= !(w.value & w.mask & Status::RW1C),
+        _ => {}
+    }
+    effects
+}
+
+/// A ring pointer after a write; one behind the end of the ring is ignored.
+fn pointer(w: Write, old: u64, mask: u64, bytes: u64) -> u64 {
+    let new = w.over(old, mask);
+    if new < bytes { new } else { old }
+}
+
+/// Not locked by anything: a crash kernel moves the device table while IommuEn=1. A size that the
+/// segment can't have is refused.
+fn write_device_table(r: &mut Registers, segment: usize, w: Write) -> Effects {
+    let new = w.over(r.device_tables[segment], device_table_mask(segment));
+    if (new & 0x1ff) as u16 > device_table_max_size(segment) {
+        return Effects::default();
+    }
+    r.device_tables[segment] = new;
+    Effects {
+        view: true,
+        translation: true,
+        ..Effects::default()
+    }
+}
+
+/// Bits that only switch the command processor, logs and their interrupts.
+const CONTROL_NOT_TRANSLATION: Control = Control::new()
+    .with_event_log_en(true)
+    .with_event_int_en(true)
+    .with_com_wait_int_en(true)
+    .with_inv_time_out(7)
+    .with_cmd_buf_en(true)
+    .with_ppr_log_en(true)
+    .with_ppr_int_en(true)
+    .with_ga_log_en(true)
+    .with_ga_int_en(true)
+    .with_int_cap_xt_en(true);
+
+fn write_control(r: &mut Registers, offer: &Offer, w: Write) -> Effects {
+    let old = r.control();
+    let new = settle_control(old, w.over(r.control, u64::MAX), offer.efr, offer.efr2);
+    r.control = new.into_bits();
+    let mut effects = Effects::default();
+    if new.cmd_buf_en() && !old.cmd_buf_en() {
+        r.command_halted = false;
+        effects.commands_moved = true;
+    }
+    effects.commands = true;
+    let status = Status::from_bits(r.status);
+    let writes = |bit: Control| w.touches(bit.into_bits());
+    if new.event_log_en()
+        && writes(Control::new().with_event_log_en(true))
+        && !status.event_overflow()
+    {
+        r.event_stopped = false;
+    }
+    if new.ga_log_en() && writes(Control::new().with_ga_log_en(true)) && !status.gal_overflow() {
+        r.ga_stopped = false;
+    }
+    let changed = old.into_bits() ^ new.into_bits();
+    effects.view = changed != 0;
+    effects.translation = changed & !CONTROL_NOT_TRANSLATION.into_bits() != 0;
+    effects
+}
