@@ -177,8 +177,9 @@ fn forbidden(feature: Feature, wanted: u8, no: &Known<'_>) -> String {
     } else {
         let _ = write!(
             text,
-            "{} is lowered from {wanted} to {cap}: {who} goes no further, says {sayers}",
-            no.feature
+            "{feature} is lowered from {} to {}: {who} goes no further, says {sayers}",
+            feature.spell(Setting::Level(wanted)),
+            feature.spell(Setting::Level(cap))
         );
     }
     let others = no.sayers(|level| level >= target);

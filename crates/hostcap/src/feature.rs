@@ -17,9 +17,9 @@ pub enum Feature {
     NumInt2K,
     /// `xtsup`: x2APIC, 32-bit interrupt destinations, EFR.XTSup (48882 §3.4.2).
     Xt,
-    /// `gasup`: 128-bit interrupt remapping entries, EFR.GASup.
+    /// `ga`: 128-bit interrupt remapping entries, EFR.GASup.
     Ga,
-    /// `gamsup`: the guest virtual APIC, EFR.GAMSup = 001b.
+    /// `vapic`: the guest virtual APIC, EFR.GAMSup = 001b.
     GuestApic,
     /// `gtsup`: guest translation (v2 page tables), EFR.GTSup.
     Gt,
@@ -134,7 +134,12 @@ pub struct ParseSettingError {
 /// What stands about a feature in one place: everything the other modules ask for.
 struct Row {
     name: &'static str,
+    /// The register field's name, where the option is called differently: read, never written.
+    field: &'static str,
     kind: FeatureKind,
+    /// What level 0 is called in options and reasons: page tables are spoken of by all their
+    /// levels, while the registers count those above four.
+    spelled_from: u8,
     /// The aspects that must be proven for a passed-through function.
     needs: &'static [Aspect],
     /// A feature that this one is built on: without it the guest could not use this one.
@@ -156,7 +161,9 @@ const ALLOWED: &str =
 /// The common shape: a switch that hardware and kernel must both have, through iommufd.
 const HOST_SWITCH: Row = Row {
     name: "",
+    field: "",
     kind: FeatureKind::Switch,
+    spelled_from: 0,
     needs: BOTH,
     on_top_of: None,
     iommufd: true,
@@ -214,12 +221,14 @@ impl Feature {
                 ..EMULATED_SWITCH
             },
             Self::Ga => Row {
-                name: "gasup",
+                name: "ga",
+                field: "gasup",
                 hardware: "EFR[7]=1",
                 ..EMULATED_SWITCH
             },
             Self::GuestApic => Row {
-                name: "gamsup",
+                name: "vapic",
+                field: "gamsup",
                 on_top_of: Some(Self::Ga),
                 hardware: "EFR[23:21]=001b",
                 ..EMULATED_SWITCH
@@ -238,6 +247,7 @@ impl Feature {
             Self::Gats => Row {
                 name: "gats",
                 kind: FeatureKind::Level { max: 1 },
+                spelled_from: 4,
                 on_top_of: Some(Self::Gt),
                 hardware: "EFR[13:12]",
                 ..HOST_SWITCH
@@ -271,6 +281,7 @@ impl Feature {
             Self::Hats => Row {
                 name: "hats",
                 kind: FeatureKind::Level { max: 2 },
+                spelled_from: 4,
                 iommufd: false,
                 hardware: "EFR[11:10]",
                 kernel: "the IOVA ranges that the host kernel accepts for the function (IOMMU_IOAS_IOVA_RANGES)",
@@ -363,6 +374,15 @@ impl Feature {
         }
     }
 
+    /// A value as options and reasons spell it: `on`, `off`, a number; `hats` and `gats` as the
+    /// number of all levels, 4 and up.
+    pub fn spell(self, value: Setting) -> String {
+        match self.normalize(value) {
+            Setting::Level(level) => (level + self.row().spelled_from).to_string(),
+            switch => switch.to_string(),
+        }
+    }
+
     /// Brings a value into this feature's kind, without ever reading more into it than it says.
     ///
     /// "On" for a level means level 1, the least that is something. A number other than 0 and 1
@@ -375,7 +395,8 @@ impl Feature {
     }
 
     /// Reads a value as the property string spells it: `on`/`off` (also `true`/`false`,
-    /// `yes`/`no`, `1`/`0`), or a number for a level.
+    /// `yes`/`no`, `1`/`0`), or a number for a level; `hats` and `gats` take the number of all
+    /// levels (4 and up) or the register's value.
     ///
     /// # Errors
     /// Names the option, the value, and what it accepts.
@@ -385,8 +406,10 @@ impl Feature {
             FeatureKind::Level { max } => match value {
                 "off" => Some(Setting::Level(0)),
                 _ => value
-                    .parse()
+                    .parse::<u8>()
                     .ok()
+                    // The register's value, or as it is spelled; the two do not overlap.
+                    .map(|n| n.checked_sub(self.row().spelled_from).unwrap_or(n))
                     .filter(|level| *level <= max)
                     .map(Setting::Level),
             },
@@ -396,7 +419,10 @@ impl Feature {
             value: value.to_owned(),
             accepted: match self.kind() {
                 FeatureKind::Switch => "on, off".to_owned(),
-                FeatureKind::Level { max } => format!("0 to {max}, off"),
+                FeatureKind::Level { max } => {
+                    let from = self.row().spelled_from;
+                    format!("{from} to {}, off", from + max)
+                }
             },
         })
     }
@@ -427,7 +453,9 @@ impl FromStr for Feature {
     fn from_str(name: &str) -> Result<Self, UnknownFeature> {
         Self::ALL
             .into_iter()
-            .find(|feature| feature.name() == name)
+            .find(|feature| {
+                feature.name() == name || (feature.row().field == name && !name.is_empty())
+            })
             .ok_or_else(|| UnknownFeature {
                 name: name.to_owned(),
             })
@@ -456,7 +484,7 @@ mod tests {
     fn names_are_stable_and_round_trip() {
         assert_eq!(
             Feature::names(),
-            "numint2k, xtsup, gasup, gamsup, gtsup, giosup, gats, glxsup, pasmax, pprsup, ephsup, \
+            "numint2k, xtsup, ga, vapic, gtsup, giosup, gats, glxsup, pasmax, pprsup, ephsup, \
              hats, htrangeignore, gcr3trpmode, hasup, hdsup"
         );
         for feature in Feature::ALL {
@@ -465,6 +493,36 @@ mod tests {
             assert_eq!(json, format!("\"{feature}\""));
             assert_eq!(serde_json::from_str::<Feature>(&json).unwrap(), feature);
         }
+    }
+
+    #[test]
+    fn names_of_register_fields_are_understood() {
+        assert_eq!("gasup".parse(), Ok(Feature::Ga));
+        assert_eq!("gamsup".parse(), Ok(Feature::GuestApic));
+        assert!("".parse::<Feature>().is_err());
+    }
+
+    #[test]
+    fn page_table_levels_are_spelled_in_full_and_kept_as_the_register_counts_them() {
+        for (feature, text, level) in [
+            (Feature::Hats, "4", 0),
+            (Feature::Hats, "6", 2),
+            (Feature::Hats, "2", 2),
+            (Feature::Gats, "5", 1),
+            (Feature::Gats, "off", 0),
+            (Feature::PasidMax, "15", 15),
+        ] {
+            assert_eq!(
+                feature.parse_setting(text),
+                Ok(Setting::Level(level)),
+                "{feature}={text}"
+            );
+        }
+        assert_eq!(Feature::Hats.spell(Setting::Level(2)), "6");
+        assert_eq!(Feature::PasidMax.spell(Setting::Level(15)), "15");
+        assert_eq!(Feature::NumInt2K.spell(Setting::ON), "on");
+        assert!(Feature::Hats.parse_setting("7").is_err());
+        assert!(Feature::Gats.parse_setting("6").is_err());
     }
 
     #[test]
@@ -526,7 +584,7 @@ mod tests {
             .to_string();
         assert_eq!(error, "`numint2k` does not take `maybe`; accepted: on, off");
         let error = Feature::Hats.parse_setting("3").unwrap_err().to_string();
-        assert_eq!(error, "`hats` does not take `3`; accepted: 0 to 2, off");
+        assert_eq!(error, "`hats` does not take `3`; accepted: 4 to 6, off");
         let error = "numint4k".parse::<Feature>().unwrap_err().to_string();
         assert!(error.starts_with("no such feature: `numint4k`; accepted: numint2k, xtsup"));
     }

@@ -142,7 +142,9 @@ impl fmt::Display for Decision {
         } = self;
         write!(
             f,
-            "{feature}: requested {requested}, granted {granted}: {reason}"
+            "{feature}: requested {}, granted {}: {reason}",
+            feature.spell(*requested),
+            feature.spell(*granted)
         )
     }
 }

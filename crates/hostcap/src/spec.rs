@@ -135,7 +135,11 @@ impl MockHost {
             .values
             .iter()
             .map(|((subject, aspect), value)| {
-                let detail = format!("{subject}.{}={value}", aspect.short());
+                let shown = match subject {
+                    Subject::Feature(feature) => feature.spell(*value),
+                    Subject::HtHole => value.to_string(),
+                };
+                let detail = format!("{subject}.{}={shown}", aspect.short());
                 Fact::new(*subject, *value, *aspect, Scope::Host, &name, detail)
             })
             .collect();
@@ -340,7 +344,7 @@ mod tests {
                 "mock:numint2k=maybe",
                 "`numint2k` does not take `maybe`; accepted: on, off",
             ),
-            ("mock:hats=9", "`hats` does not take `9`; accepted: 0 to 2"),
+            ("mock:hats=9", "`hats` does not take `9`; accepted: 4 to 6"),
             (
                 "mock:hthole=2",
                 "`hthole` does not take `2`; accepted: on, off",

@@ -173,7 +173,7 @@ fn legacy_vfio_is_512_whatever_another_source_says() {
 #[test]
 fn legacy_vfio_leaves_what_the_device_emulates_itself() {
     let facts = facts("legacy-vfio");
-    for name in ["xtsup=on", "gasup=on", "gamsup=on"] {
+    for name in ["xtsup=on", "ga=on", "vapic=on"] {
         let feature = name.split('=').next().unwrap().parse().unwrap();
         let decision = decide(name, &facts, feature);
         assert!(decision.is_granted(), "{decision}");
@@ -193,10 +193,10 @@ fn an_emulated_format_is_granted_unless_the_host_says_no() {
 
 #[test]
 fn a_feature_falls_with_the_one_it_is_built_on() {
-    let decision = decide("xtsup=on", &facts("mock:gasup=off,xtsup=on"), Feature::Xt);
+    let decision = decide("xtsup=on", &facts("mock:ga=off,xtsup=on"), Feature::Xt);
     denied(
         &decision,
-        &["xtsup is built on gasup, and the host's hardware does not support gasup"],
+        &["xtsup is built on ga, and the host's hardware does not support ga"],
     );
     let decision = decide("gats=1", &facts("mock:gats=1"), Feature::Gats);
     denied(&decision, &["gats is built on gtsup, and nothing shows"]);
@@ -377,11 +377,11 @@ fn a_firmware_bit_that_is_clear_forbids_nothing() {
 
 #[test]
 fn a_level_is_lowered_to_what_is_proven() {
-    let decision = decide("hats=2", &facts("mock:hats=1"), Feature::Hats);
+    let decision = decide("hats=6", &facts("mock:hats=5"), Feature::Hats);
     assert_eq!(decision.granted, Setting::Level(1));
     assert!(decision.is_withheld());
     assert!(
-        decision.reason.contains("hats is lowered from 2 to 1"),
+        decision.reason.contains("hats is lowered from 6 to 5"),
         "{decision}"
     );
     let decision = decide("hats=2", &facts("mock:hats.hw=2"), Feature::Hats);
