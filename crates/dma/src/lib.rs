@@ -1,1 +1,68 @@
-//! AMD IOMMU DMA remapping: from an IOVA to a guest physical address
+//! AMD IOMMU DMA remapping: from an IOVA to a guest physical address.
+//!
+//! The engine is a function of what it is given: a view of the registers ([`WalkContext`]), the two
+//! low words of the requester's Device Table Entry, a [`Request`] and guest memory. It answers with
+//! a [`Span`] (where the bytes are, up to the end of the page that maps them) or a [`Fault`] with
+//! the event record that the specification asks for. It holds no state and no cache, takes no
+//! lock, and knows neither threads nor a hypervisor.
+//!
+//! ```
+//! use amdvi_dma::{Access, Request, RequestKind, WalkContext, translate};
+//! use amdvi_regs::dte::{DteQ0, DteQ1};
+//! # use amdvi_regs::{DeviceId, MemoryError, PhysMemory};
+//! # struct NoMemory;
+//! # impl PhysMemory for NoMemory {
+//! #     fn load_u32(&self, gpa: u64) -> Result<u32, MemoryError> { Err(MemoryError { gpa }) }
+//! #     fn load_u64(&self, gpa: u64) -> Result<u64, MemoryError> { Err(MemoryError { gpa }) }
+//! #     fn store_u32(&self, gpa: u64, _: u32) -> Result<(), MemoryError> { Err(MemoryError { gpa }) }
+//! #     fn store_u64(&self, gpa: u64, _: u64) -> Result<(), MemoryError> { Err(MemoryError { gpa }) }
+//! #     fn fetch_or_u32(&self, gpa: u64, _: u32) -> Result<u32, MemoryError> { Err(MemoryError { gpa }) }
+//! #     fn compare_exchange_u64(&self, gpa: u64, _: u64, _: u64)
+//! #         -> Result<Result<u64, u64>, MemoryError> { Err(MemoryError { gpa }) }
+//! # }
+//! # let memory = NoMemory;
+//! let context = WalkContext { iommu_enabled: true, host_levels: 6, ..WalkContext::default() };
+//! // An identity DTE that may only read.
+//! let q0 = DteQ0::new().with_v(true).with_tv(true).with_ir(true);
+//! let q1 = DteQ1::new().with_domain_id(7);
+//! let request = Request {
+//!     device_id: DeviceId::new(0, 3, 0),
+//!     iova: 0x1234_5000,
+//!     len: 64,
+//!     access: Access::Write,
+//!     kind: RequestKind::Untranslated,
+//! };
+//! let fault = translate(&context, q0, q1, &request, &memory).unwrap_err();
+//! assert!(fault.event.is_some()); // IO_PAGE_FAULT: PR, RW, PE, DomainID 7
+//!
+//! let read = Request { access: Access::Read, ..request };
+//! assert_eq!(translate(&context, q0, q1, &read, &memory).unwrap().gpa, 0x1234_5000);
+//! ```
+//!
+//! A translation performs at most [`MAX_LOADS`] loads of guest memory, one per level, and uses each
+//! loaded word as it was loaded: a guest that rewrites its tables meanwhile gets the answer of one
+//! of the tables it wrote, never of a mixture within an entry.
+//!
+//! What is not here: guest (v2) tables, PASIDs, and accessed/dirty updates. The DTE fields that ask
+//! for them are reserved bits to this engine, so a device must not offer GTSup, GIoSup, HASup,
+//! HDSup or SATSup on top of it.
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod context;
+mod dte;
+mod fault;
+mod ranges;
+mod request;
+mod translate;
+mod walk;
+
+pub use context::{Exclusion, WalkContext};
+pub use dte::{DteDefect, check_dte};
+pub use fault::{Fault, Reason};
+pub use ranges::{
+    AddressClass, HT_HOLE_BASE, HT_HOLE_END, HtRange, SYSTEM_MANAGEMENT_BASE, classify,
+};
+pub use request::{Access, Bypass, Leaf, Permissions, Request, RequestKind, Span, Target};
+pub use translate::{Spans, spans, translate};
+pub use walk::MAX_LOADS;

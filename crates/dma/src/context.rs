@@ -1,0 +1,86 @@
+//! What the engine needs to know of the IOMMU's registers.
+
+use amdvi_regs::mmio::{Control, ExtendedFeature, ExtendedFeature2};
+
+/// The register state that a translation depends on.
+///
+/// A plain value: a device computes it when one of its sources is written and hands it to every
+/// translation. The default is an IOMMU that is off and offers no host translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WalkContext {
+    /// Control.IommuEn (48882 §3.4.1). With `false` every request passes untranslated.
+    pub iommu_enabled: bool,
+    /// The most levels that EFR.HATS offers (48882 §3.4.2): 4, 5 or 6; 0 when host translation is
+    /// not available.
+    pub host_levels: u8,
+    /// Width in bits of the addresses that page tables may translate (IVinfo.VASize, 48882 §5.1).
+    /// 0 and anything from 64 on mean that only the DTE's Mode limits it.
+    pub va_bits: u8,
+    /// EFR.EPHSup: DTE\[53:52\] are defined.
+    pub eph_sup: bool,
+    /// EFR2.HTRangeIgnore: FD_0000_0000h–FF_FFFF_FFFFh are ordinary addresses.
+    pub ht_range_ignore: bool,
+    /// The exclusion range, if it is enabled. It must be `None` under SNP, where the same registers
+    /// hold the completion store range.
+    pub exclusion: Option<Exclusion>,
+}
+
+impl WalkContext {
+    /// The context for a control register, the features *offered to the guest*, and the address
+    /// width that its IVRS states; without an exclusion range.
+    pub const fn new(
+        control: Control,
+        features: ExtendedFeature,
+        features2: ExtendedFeature2,
+        va_bits: u8,
+    ) -> Self {
+        Self {
+            iommu_enabled: control.iommu_en(),
+            host_levels: match features.hats() {
+                0 => 4,
+                1 => 5,
+                2 => 6,
+                _ => 0,
+            },
+            va_bits,
+            eph_sup: features.eph_sup(),
+            ht_range_ignore: features2.ht_range_ignore(),
+            exclusion: None,
+        }
+    }
+
+    /// The same context with an exclusion range.
+    #[must_use]
+    pub const fn with_exclusion(mut self, exclusion: Option<Exclusion>) -> Self {
+        self.exclusion = exclusion;
+        self
+    }
+}
+
+/// The enabled exclusion range (48882 §2.2.2.3 and §3.4.1): both bounds are inclusive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exclusion {
+    /// First address of the range.
+    pub first: u64,
+    /// Last address of the range; a range with `last < first` is empty.
+    pub last: u64,
+    /// Allow: every device may use the range; otherwise only those whose DTE has EX set.
+    pub allow_all: bool,
+}
+
+impl Exclusion {
+    /// Decodes MMIO 0020h (`base`) and 0028h (`limit`); `None` if ExEn is 0.
+    ///
+    /// The limit's low twelve bits count as ones whatever is stored there.
+    pub const fn from_registers(base: u64, limit: u64) -> Option<Self> {
+        const PAGE: u64 = 0x000f_ffff_ffff_f000;
+        if base & 1 == 0 {
+            return None;
+        }
+        Some(Self {
+            first: base & PAGE,
+            last: limit & PAGE | 0xfff,
+            allow_all: base & 2 != 0,
+        })
+    }
+}
