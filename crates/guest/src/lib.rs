@@ -8,6 +8,8 @@
 #![allow(clippy::result_large_err)]
 
 pub mod acpi;
+#[cfg(all(feature = "bare", target_arch = "x86_64"))]
+pub mod bare;
 pub mod boot;
 pub mod endpoint;
 pub mod failure;
@@ -18,6 +20,7 @@ pub mod pci;
 pub mod platform;
 pub mod report;
 pub mod scenarios;
+pub mod smoke;
 pub mod testdev;
 mod wait;
 
