@@ -1,0 +1,421 @@
+//! Building a machine, and running it to its end.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use amdvi_guest::boot::{BOOT_INFO_GPA, BootInfo, MAX_CPUS, REPORT_GPA};
+use amdvi_guest::report::Report;
+use amdvi_vmm_glue::kvm::{MsiFormat, RouteTable};
+use kvm_bindings::{
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::bus::Bus;
+use super::cpu;
+use super::error::KvmError;
+use super::inject::Injector;
+use super::payload::Payload;
+use super::vcpu::{self, Ending, Shared};
+
+/// Pins of the userspace IOAPIC: GSIs 0–23, whose level-triggered routes make KVM tell the VMM of
+/// EOIs.
+pub const IOAPIC_PINS: u32 = 24;
+
+/// RAM ends below the window of BARs, ECAM and interrupt controllers.
+const MAX_RAM: u64 = 0xc000_0000;
+/// The payload's image starts here; all that the VMM places for itself is below.
+const LOW_MEMORY: u64 = 1 << 20;
+/// Pages that Intel's virtualization needs in the guest's physical address space.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+// The machine's own pages don't meet.
+const _: () = assert!(BOOT_INFO_GPA + size_of::<BootInfo>() as u64 <= REPORT_GPA);
+const _: () = assert!(REPORT_GPA + size_of::<Report>() as u64 <= cpu::PAGE_TABLES);
+const _: () = assert!(cpu::PAGE_TABLES_END <= LOW_MEMORY);
+
+/// The machine that is wanted.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Bytes of RAM, from GPA 0; whole pages, 2 MiB to 3 GiB.
+    pub ram_bytes: u64,
+    /// x2APIC IDs of the CPUs, all different; the first is the boot CPU's.
+    pub apic_ids: Vec<u32>,
+    /// How long the payload may run.
+    pub timeout: Duration,
+}
+
+impl Default for Config {
+    /// Two CPUs, 64 MiB and a minute.
+    fn default() -> Self {
+        Self {
+            ram_bytes: 64 << 20,
+            apic_ids: vec![0, 1],
+            timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What the payload is started with.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// GPA of the ACPI RSDP; 0 when there is none.
+    pub rsdp: u64,
+    /// Index of the scenario.
+    pub scenario: u64,
+}
+
+/// How a run ended, when it ended well.
+#[derive(Clone)]
+pub struct RunResult {
+    /// What the payload reports.
+    pub report: Report,
+    /// What it printed.
+    pub log: String,
+    /// From the first instruction to the write to the exit port.
+    pub elapsed: Duration,
+}
+
+/// A machine that has not run yet: RAM for firmware tables, and interrupts for devices.
+#[derive(Debug)]
+pub struct Machine {
+    config: Config,
+    // Before the memory: a VM must not outlive what it maps.
+    vcpus: Vec<VcpuFd>,
+    cpuid: CpuId,
+    vm: Arc<VmFd>,
+    routes: Arc<Mutex<RouteTable>>,
+    memory: GuestMemoryMmap,
+}
+
+impl Machine {
+    /// Builds a machine.
+    ///
+    /// # Errors
+    ///
+    /// KVM is not usable or lacks something, or `config` is not possible; the error says which.
+    pub fn new(config: Config) -> Result<Self, KvmError> {
+        let kvm = open()?;
+        check(&config, kvm.get_max_vcpu_id())?;
+        let vm = create_vm(&kvm)?;
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), config.ram_bytes as usize)])
+            .map_err(|error| KvmError::Memory(format!("{} bytes: {error}", config.ram_bytes)))?;
+        map_ram(&vm, &memory, config.ram_bytes)?;
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
+        // KVM makes the vCPU's number its x2APIC ID.
+        let vcpus = config
+            .apic_ids
+            .iter()
+            .map(|id| vm.create_vcpu(u64::from(*id)))
+            .collect::<Result<_, _>>()
+            .map_err(KvmError::call("KVM_CREATE_VCPU"))?;
+        Ok(Self {
+            config,
+            vcpus,
+            cpuid,
+            vm: Arc::new(vm),
+            routes: Arc::new(Mutex::new(RouteTable::new(
+                MsiFormat::X2ApicApi,
+                IOAPIC_PINS,
+            ))),
+            memory,
+        })
+    }
+
+    /// Guest RAM, zero but for what the caller writes. Below 1 MiB, pages 7000h–EFFFh are the
+    /// machine's own; from 1 MiB on it is the payload's.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// The way for devices to send interrupts.
+    pub fn injector(&self) -> Injector {
+        Injector::new(Arc::clone(&self.vm))
+    }
+
+    /// The VM, for what devices do with it themselves (routes, irqfds).
+    pub fn vm(&self) -> &Arc<VmFd> {
+        &self.vm
+    }
+
+    /// The VM's one table of GSI routes; its first [`IOAPIC_PINS`] belong to the IOAPIC.
+    pub fn routes(&self) -> &Arc<Mutex<RouteTable>> {
+        &self.routes
+    }
+
+    /// Runs the payload on all CPUs until it ends or the time is up. Every vCPU thread has ended
+    /// when this returns.
+    ///
+    /// # Errors
+    ///
+    /// The payload did not end, ended with a code, stopped a CPU or left no report; the error
+    /// shows the end of its log.
+    pub fn run<B: Bus + 'static>(
+        self,
+        bus: Arc<B>,
+        payload: &Payload,
+        start: Start,
+    ) -> Result<RunResult, KvmError> {
+        let ram = LOW_MEMORY..self.config.ram_bytes;
+        payload.load(&self.memory, ram.clone())?;
+        cpu::write_page_tables(&self.memory)?;
+        for ((index, vcpu), apic_id) in self.vcpus.iter().enumerate().zip(&self.config.apic_ids) {
+            cpu::set_up(vcpu, &self.cpuid, index, *apic_id, payload.entry())?;
+        }
+        let heap = payload.end().next_multiple_of(LOW_MEMORY)..ram.end;
+        self.write_boot_info(start, heap)?;
+
+        let began = Instant::now();
+        let shared = Arc::new(Shared::new(bus, self.memory.clone(), payload.clone()));
+        let threads = spawn(self.vcpus, &shared)?;
+        let outcome = shared.wait(self.config.timeout);
+        let elapsed = began.elapsed();
+        let places = join(threads, &shared);
+        let log = shared.take_log();
+        match outcome {
+            Some(Ending::Exit(0)) => {
+                let report = read_report(&self.memory)?;
+                if report.magic != Report::MAGIC {
+                    return Err(KvmError::NoReport {
+                        magic: report.magic,
+                        log,
+                    });
+                }
+                Ok(RunResult {
+                    report,
+                    log,
+                    elapsed,
+                })
+            }
+            Some(Ending::Exit(code)) => Err(KvmError::Exit { code, log }),
+            Some(Ending::Stopped { cpu, why }) => Err(KvmError::Stopped { cpu, why, log }),
+            None => Err(KvmError::Timeout {
+                limit: self.config.timeout,
+                cpus: places.join("; "),
+                log,
+            }),
+        }
+    }
+
+    fn write_boot_info(&self, start: Start, heap: Range<u64>) -> Result<(), KvmError> {
+        let khz = self.vcpus[0]
+            .get_tsc_khz()
+            .map_err(KvmError::call("KVM_GET_TSC_KHZ"))?;
+        let mut apic_ids = [0; MAX_CPUS];
+        apic_ids[..self.config.apic_ids.len()].copy_from_slice(&self.config.apic_ids);
+        let boot = BootInfo {
+            magic: BootInfo::MAGIC,
+            rsdp: start.rsdp,
+            heap_start: heap.start,
+            heap_end: heap.end,
+            scenario: start.scenario,
+            tsc_per_us: u64::from(khz / 1000).max(1),
+            cpus: self.config.apic_ids.len() as u64,
+            apic_ids,
+        };
+        self.memory
+            .write_slice(boot.as_bytes(), GuestAddress(BOOT_INFO_GPA))
+            .map_err(|error| KvmError::Memory(format!("boot information: {error}")))
+    }
+}
+
+/// Opens KVM and checks that it has all that a machine needs.
+pub(super) fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(|error| KvmError::Open {
+        source: error.into(),
+    })?;
+    for (cap, capability, purpose) in [
+        (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "guest RAM"),
+        (
+            Cap::SplitIrqchip,
+            "KVM_CAP_SPLIT_IRQCHIP",
+            "an IOAPIC behind the IOMMU (Linux 4.4)",
+        ),
+        (
+            Cap::X2ApicApi,
+            "KVM_CAP_X2APIC_API",
+            "APIC IDs above 255 (Linux 4.7)",
+        ),
+        (
+            Cap::SignalMsi,
+            "KVM_CAP_SIGNAL_MSI",
+            "interrupts of devices",
+        ),
+        (
+            Cap::MpState,
+            "KVM_CAP_MP_STATE",
+            "starting all CPUs at once",
+        ),
+        (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ", "the payload's clock"),
+    ] {
+        if !kvm.check_extension(cap) {
+            return Err(KvmError::Capability {
+                capability,
+                purpose,
+            });
+        }
+    }
+    Ok(kvm)
+}
+
+fn check(config: &Config, vcpu_ids: usize) -> Result<(), KvmError> {
+    let ids = &config.apic_ids;
+    let wrong = if ids.is_empty() || ids.len() > MAX_CPUS {
+        format!("{} CPUs; a machine has 1 to {MAX_CPUS}", ids.len())
+    } else if let Some(id) = ids.iter().find(|id| **id as usize >= vcpu_ids) {
+        format!(
+            "APIC ID {id}: this host's KVM accepts 0 to {}",
+            vcpu_ids - 1
+        )
+    } else if let Some(id) = ids
+        .iter()
+        .find(|id| ids.iter().filter(|i| i == id).count() > 1)
+    {
+        format!("APIC ID {id} is given to two CPUs")
+    } else if !config.ram_bytes.is_multiple_of(4096)
+        || !(2 * LOW_MEMORY..=MAX_RAM).contains(&config.ram_bytes)
+    {
+        format!(
+            "{} bytes of RAM; whole pages from {} to {MAX_RAM} are possible",
+            config.ram_bytes,
+            2 * LOW_MEMORY
+        )
+    } else {
+        return Ok(());
+    };
+    Err(KvmError::Config(wrong))
+}
+
+fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+    let vm = kvm.create_vm().map_err(KvmError::call("KVM_CREATE_VM"))?;
+    if vm.check_extension(Cap::SetTssAddr) {
+        vm.set_tss_address(TSS_ADDRESS)
+            .map_err(KvmError::call("KVM_SET_TSS_ADDR"))?;
+    }
+    let mut split = kvm_enable_cap {
+        cap: KVM_CAP_SPLIT_IRQCHIP,
+        ..Default::default()
+    };
+    split.args[0] = u64::from(IOAPIC_PINS);
+    vm.enable_cap(&split)
+        .map_err(KvmError::call("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))?;
+    let mut x2apic = kvm_enable_cap {
+        cap: KVM_CAP_X2APIC_API,
+        ..Default::default()
+    };
+    // Without the second flag a message to APIC ID FFh would go to everybody.
+    x2apic.args[0] =
+        u64::from(KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK);
+    vm.enable_cap(&x2apic)
+        .map_err(KvmError::call("KVM_ENABLE_CAP(KVM_CAP_X2APIC_API)"))?;
+    Ok(vm)
+}
+
+fn map_ram(vm: &VmFd, memory: &GuestMemoryMmap, bytes: u64) -> Result<(), KvmError> {
+    let host = memory
+        .get_host_address(GuestAddress(0))
+        .map_err(|error| KvmError::Memory(error.to_string()))?;
+    let region = kvm_userspace_memory_region {
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: 0,
+        memory_size: bytes,
+        userspace_addr: host as u64,
+    };
+    // SAFETY: `host` starts a mapping of `bytes` bytes that `memory` owns. A guest reaches it only
+    // while a vCPU runs; `Machine` owns all vCPUs and keeps `memory` until their threads have ended.
+    // Rust code accesses it only through vm-memory, which expects others to change it.
+    unsafe { vm.set_user_memory_region(region) }
+        .map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))
+}
+
+fn read_report(memory: &GuestMemoryMmap) -> Result<Report, KvmError> {
+    let mut bytes = [0; size_of::<Report>()];
+    memory
+        .read_slice(&mut bytes, GuestAddress(REPORT_GPA))
+        .map_err(|error| KvmError::Memory(format!("report: {error}")))?;
+    Report::read_from_bytes(&bytes).map_err(|error| KvmError::Memory(format!("report: {error:?}")))
+}
+
+/// Starts a thread for each vCPU. When that fails half-way, those that run are ended first.
+fn spawn<B: Bus + 'static>(
+    vcpus: Vec<VcpuFd>,
+    shared: &Arc<Shared<B>>,
+) -> Result<Vec<JoinHandle<String>>, KvmError> {
+    vcpu::install_kick_handler()?;
+    let mut threads = Vec::new();
+    for (index, fd) in vcpus.into_iter().enumerate() {
+        let for_thread = Arc::clone(shared);
+        let spawned = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .spawn(move || vcpu::run(index, fd, &for_thread));
+        match spawned {
+            Ok(thread) => threads.push(thread),
+            Err(source) => {
+                join(threads, shared);
+                return Err(KvmError::Call {
+                    call: "starting a vCPU thread",
+                    source,
+                });
+            }
+        }
+    }
+    Ok(threads)
+}
+
+/// Ends all vCPU threads; returns where each CPU was.
+fn join<B: Bus>(threads: Vec<JoinHandle<String>>, shared: &Shared<B>) -> Vec<String> {
+    shared.stop.store(true, Ordering::SeqCst);
+    // A signal that arrives just before the thread enters the guest is lost on it, so each thread
+    // is kicked until it has ended.
+    while !threads.iter().all(JoinHandle::is_finished) {
+        for thread in threads.iter().filter(|thread| !thread.is_finished()) {
+            vcpu::kick(thread);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    threads
+        .into_iter()
+        .map(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|_| "its thread panicked".to_owned())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_impossible_machine_is_refused_by_name() {
+        for (ram, ids, expected) in [
+            (64 << 20, vec![], "0 CPUs"),
+            (64 << 20, (0..17).collect(), "17 CPUs"),
+            (64 << 20, vec![0, 5000], "APIC ID 5000"),
+            (64 << 20, vec![0, 300, 300], "APIC ID 300 is given to two"),
+            (1 << 20, vec![0], "bytes of RAM"),
+            (MAX_RAM + 4096, vec![0], "bytes of RAM"),
+            ((64 << 20) + 1, vec![0], "bytes of RAM"),
+        ] {
+            let config = Config {
+                ram_bytes: ram,
+                apic_ids: ids,
+                ..Config::default()
+            };
+            let error = check(&config, 4096).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        check(&Config::default(), 4096).unwrap();
+    }
+}
