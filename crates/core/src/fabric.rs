@@ -15,6 +15,8 @@ pub struct Fabric {
     /// The registers that the engines read.
     pub view: View,
     generation: AtomicU64,
+    /// Counts the drains, from 1. An operation notes it down when it begins.
+    epoch: AtomicU64,
     barrier: Barrier,
 }
 
@@ -24,6 +26,7 @@ impl Fabric {
         Self {
             view,
             generation: AtomicU64::new(0),
+            epoch: AtomicU64::new(1),
             barrier,
         }
     }
@@ -51,13 +54,13 @@ impl Fabric {
         slots: impl IntoIterator<Item = &'a Arc<Slot>>,
         mut relax: impl FnMut(),
     ) {
+        // An operation that notes the new epoch has learnt of the invalidation with it (the
+        // increment releases what came before), so a busy requester cannot keep a drain waiting.
+        let epoch = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
         self.barrier.heavy();
         for slot in slots {
-            let seen = slot.in_flight.load(Ordering::Acquire);
-            if seen & 1 == 1 {
-                while slot.in_flight.load(Ordering::Acquire) == seen {
-                    relax();
-                }
+            while (1..epoch).contains(&slot.in_flight.load(Ordering::Acquire)) {
+                relax();
             }
         }
     }
@@ -69,6 +72,7 @@ impl Fabric {
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct Slot {
+    /// 0, or the epoch in which the operation in flight began.
     in_flight: AtomicU64,
     generation: AtomicU64,
     device_id: AtomicU32,
@@ -108,17 +112,19 @@ impl Slot {
 pub struct Requester {
     fabric: Arc<Fabric>,
     slot: Arc<Slot>,
-    sequence: u64,
+    /// The fabric's barrier, here to spare the hit path a load.
+    barrier: Barrier,
 }
 
 impl Requester {
     /// A handle for the function `device_id`. Its [`slot`](Self::slot) must be given to whoever
     /// invalidates and drains.
     pub fn new(fabric: Arc<Fabric>, device_id: DeviceId) -> Self {
+        let barrier = fabric.barrier;
         Self {
             fabric,
             slot: Arc::new(Slot::new(device_id)),
-            sequence: 0,
+            barrier,
         }
     }
 
@@ -135,14 +141,12 @@ impl Requester {
     /// Begins an operation. Until the guard is dropped, a drain waits for it.
     #[inline(always)]
     pub fn enter(&mut self) -> InFlight<'_> {
-        self.sequence = self.sequence.wrapping_add(2);
-        let begun = self.sequence | 1;
-        self.slot.in_flight.store(begun, Ordering::Relaxed);
-        self.fabric.barrier.light();
+        let epoch = self.fabric.epoch.load(Ordering::Acquire);
+        self.slot.in_flight.store(epoch, Ordering::Relaxed);
+        self.barrier.light();
         InFlight {
             fabric: &self.fabric,
             slot: &self.slot,
-            begun,
             not_send: PhantomData,
         }
     }
@@ -162,11 +166,10 @@ impl Clone for Requester {
 pub struct InFlight<'a> {
     fabric: &'a Fabric,
     slot: &'a Slot,
-    begun: u64,
     not_send: PhantomData<*const ()>,
 }
 
-impl InFlight<'_> {
+impl<'a> InFlight<'a> {
     /// The generation that an entry must have been filled in to be used by this operation.
     ///
     /// The sum of two counters that only grow: any invalidation makes it larger, so equality means
@@ -181,8 +184,14 @@ impl InFlight<'_> {
 
     /// The registers.
     #[inline]
-    pub fn view(&self) -> &View {
+    pub fn view(&self) -> &'a View {
         &self.fabric.view
+    }
+
+    /// The requester's slot.
+    #[inline]
+    pub fn slot(&self) -> &'a Slot {
+        self.slot
     }
 
     /// The requester's DeviceID.
@@ -195,8 +204,6 @@ impl InFlight<'_> {
 impl Drop for InFlight<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.slot
-            .in_flight
-            .store(self.begun.wrapping_add(1), Ordering::Release);
+        self.slot.in_flight.store(0, Ordering::Release);
     }
 }

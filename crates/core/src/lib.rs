@@ -16,11 +16,11 @@
 //!
 //! | user of a translation | invalidation |
 //! |---|---|
-//! | in-flight word := odd | generation += 1 |
-//! | **light barrier** | **heavy barrier** |
-//! | read generation; entry of another generation is not used | for each handle: odd? wait until it changes |
+//! | in-flight word := epoch | generation += 1 |
+//! | **light barrier** | epoch += 1; **heavy barrier** |
+//! | read generation; entry of another generation is not used | for each handle: an older epoch in flight? wait |
 //! | use the translation | the invalidation is complete |
-//! | in-flight word := even | |
+//! | in-flight word := 0 | |
 //!
 //! Either the user sees the new generation, or the invalidation sees the user and waits for it
 //! (Dekker's argument). With [`Barrier::Portable`] both barriers are sequentially consistent fences;

@@ -55,7 +55,10 @@ impl TestMemory {
         if !gpa.is_multiple_of(size) || self.holes.iter().any(|hole| hole.contains(&gpa)) {
             return Err(error);
         }
-        usize::try_from(gpa / 8).ok().and_then(|index| self.words.get(index)).ok_or(error)
+        usize::try_from(gpa / 8)
+            .ok()
+            .and_then(|index| self.words.get(index))
+            .ok_or(error)
     }
 
     /// Applies `change` to the 32-bit half at `gpa`, atomically; returns the old half.
@@ -126,7 +129,10 @@ mod tests {
         assert_eq!(memory.load_u32(8), Ok(0x3333_4444));
         assert_eq!(memory.fetch_or_u32(12, 0x4), Ok(0xaaaa_bbbb));
         assert_eq!(memory.load_u32(12), Ok(0xaaaa_bbbf));
-        assert_eq!(memory.compare_exchange_u64(8, 0, 1), Ok(Err(0xaaaa_bbbf_3333_4444)));
+        assert_eq!(
+            memory.compare_exchange_u64(8, 0, 1),
+            Ok(Err(0xaaaa_bbbf_3333_4444))
+        );
         for bad in [0x1000, 4, 0x800, 0x808, u64::MAX, u64::MAX - 7] {
             assert_eq!(memory.load_u64(bad), Err(MemoryError { gpa: bad }));
         }

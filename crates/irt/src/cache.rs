@@ -20,12 +20,14 @@ const RQ_EOI: u32 = 42;
 /// The message had DM=1. Part of the key: in 2K mode DM decides how the index is taken.
 const KEY_DM: u32 = 43;
 const EPOCH: u32 = 44; // [63:44]; 0 never matches
-const EPOCH_LAST: u64 = (1 << (64 - EPOCH)) - 1;
+const EPOCH_FIRST: u64 = 1 << EPOCH;
+const EPOCH_LAST: u64 = u64::MAX << EPOCH;
 
 /// A direct-mapped cache of remapped deliveries, indexed by data\[10:0\].
 pub(crate) struct Cache {
     entries: Box<[u64]>,
     generation: u64,
+    /// The current epoch in its place within an entry.
     epoch: u64,
 }
 
@@ -35,7 +37,7 @@ impl Cache {
         Self {
             entries: vec![0; entries.min(2048)].into_boxed_slice(),
             generation: 0,
-            epoch: 1,
+            epoch: EPOCH_FIRST,
         }
     }
 
@@ -54,17 +56,17 @@ impl Cache {
     #[cold]
     fn next_epoch(&mut self, generation: u64) {
         self.generation = generation;
-        self.epoch += 1;
-        if self.epoch > EPOCH_LAST {
+        if self.epoch == EPOCH_LAST {
             self.entries.fill(0);
-            self.epoch = 1;
+            self.epoch = 0;
         }
+        self.epoch += EPOCH_FIRST;
     }
 
     /// The bits of an entry's word that must match for `msi`, in place.
     #[inline(always)]
     fn key(&self, msi: Msi) -> u64 {
-        self.epoch << EPOCH | (msi.address >> 2 & 1) << KEY_DM
+        self.epoch | (msi.address & 4) << (KEY_DM - 2)
     }
 
     /// The delivery for `msi`, if its IRTE is cached.

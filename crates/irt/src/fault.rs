@@ -76,20 +76,37 @@ impl fmt::Display for FaultReason {
 pub struct Fault {
     /// Why.
     pub reason: FaultReason,
-    /// The event log entry; `None` when the specification defines none for this reason, or when the
-    /// guest suppressed it (DTE.IG, IRTE.SupIOPF).
-    pub event: Option<Event>,
+    /// The words of the event log entry. Not an [`Event`]: plain words keep [`Outcome`] cheap to
+    /// tell apart on the hit path.
+    ///
+    /// [`Outcome`]: crate::Outcome
+    words: Option<[u64; 2]>,
 }
 
 /// Type field of a hardware-error event: master abort, nothing answers at that address.
 const MASTER_ABORT: u8 = 1;
 
 impl Fault {
-    pub(crate) const fn silent(reason: FaultReason) -> Self {
+    /// A fault that logs `event`.
+    pub const fn new(reason: FaultReason, event: Event) -> Self {
         Self {
             reason,
-            event: None,
+            words: Some(event.words()),
         }
+    }
+
+    /// A fault without an event.
+    pub const fn silent(reason: FaultReason) -> Self {
+        Self {
+            reason,
+            words: None,
+        }
+    }
+
+    /// The event log entry; `None` when the specification defines none for this reason, or when
+    /// the guest suppressed it (DTE.IG, IRTE.SupIOPF).
+    pub fn event(&self) -> Option<Event> {
+        self.words.map(Event::decode)
     }
 
     /// ILLEGAL_DEV_TABLE_ENTRY of an interrupt request (48882 §2.5.2).
@@ -104,10 +121,7 @@ impl Fault {
             .with_i(true)
             .with_rz(reserved)
             .with_address_4(address >> 2);
-        Self {
-            reason,
-            event: Some(event.into()),
-        }
+        Self::new(reason, event.into())
     }
 
     /// IO_PAGE_FAULT of an interrupt request (48882 §2.5.3): I=1; RW is not defined for
@@ -127,10 +141,7 @@ impl Fault {
             .with_pr(present)
             .with_rz(reserved)
             .with_address(address);
-        Self {
-            reason,
-            event: Some(event.into()),
-        }
+        Self::new(reason, event.into())
     }
 
     /// DEV_TAB_HARDWARE_ERROR of an interrupt request (48882 §2.5.4).
@@ -140,10 +151,7 @@ impl Fault {
             .with_i(true)
             .with_kind(MASTER_ABORT)
             .with_address_16(dte_gpa >> 4);
-        Self {
-            reason: FaultReason::DteUnreadable,
-            event: Some(event.into()),
-        }
+        Self::new(FaultReason::DteUnreadable, event.into())
     }
 
     /// PAGE_TAB_HARDWARE_ERROR of an interrupt request (48882 §2.5.5).
@@ -159,9 +167,6 @@ impl Fault {
             .with_i(true)
             .with_kind(MASTER_ABORT)
             .with_address_8(gpa >> 3);
-        Self {
-            reason,
-            event: Some(event.into()),
-        }
+        Self::new(reason, event.into())
     }
 }

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
-use amdvi_core::{Fabric, InFlight, Requester, Slot};
+use amdvi_core::{Fabric, InFlight, Requester, Slot, View};
 use amdvi_regs::log::GaLogEntry;
 use amdvi_regs::msi::Msi;
 use amdvi_regs::{DeviceId, PhysMemory};
@@ -88,7 +88,13 @@ impl Remapper {
         self.cache.sync(in_flight.generation());
         let outcome = match self.cache.get(msi) {
             Some(delivery) => Outcome::Deliver(delivery),
-            None => miss(&mut self.cache, &in_flight, memory, msi),
+            None => miss(
+                &mut self.cache,
+                in_flight.view(),
+                in_flight.slot(),
+                memory,
+                msi,
+            ),
         };
         Remapped {
             outcome,
@@ -125,17 +131,12 @@ impl Remapper {
 #[inline(never)]
 fn miss(
     cache: &mut Cache,
-    in_flight: &InFlight<'_>,
+    view: &View,
+    slot: &Slot,
     memory: &(impl PhysMemory + ?Sized),
     msi: Msi,
 ) -> Outcome {
-    let walked = walk::message(
-        in_flight.view(),
-        memory,
-        in_flight.device_id(),
-        msi,
-        Purpose::Deliver,
-    );
+    let walked = walk::message(view, memory, slot.device_id(), msi, Purpose::Deliver);
     if let (true, Outcome::Deliver(delivery)) = (walked.cacheable, &walked.outcome) {
         cache.put(msi, delivery);
     }

@@ -54,7 +54,7 @@ fn without_2k_mode_512_entries_are_reachable_in_any_table_and_with_any_destinati
                     assert_eq!(delivery.delivery_mode, DeliveryMode::Smi);
                     assert_eq!(index >> 8, 2);
                 }
-                Outcome::Blocked(fault) => assert_eq!(fault.event, None),
+                Outcome::Blocked(fault) => assert_eq!(fault.event(), None),
                 other => panic!("{other:?}"),
             }
             assert_eq!(
@@ -236,10 +236,7 @@ fn sup_iopf_and_ig_suppress_the_event_but_not_the_block() {
             .into_bits(),
     );
     assert_eq!(rig.remap(PHYSICAL, 4), silent(FaultReason::IrteReserved));
-    assert!(matches!(
-        rig.remap(PHYSICAL, 5),
-        Outcome::Blocked(Fault { event: Some(_), .. })
-    ));
+    assert!(matches!(rig.remap(PHYSICAL, 5), Outcome::Blocked(fault) if fault.event().is_some()));
     rig.set_q2(|q2| q2.with_ig(true).with_int_tab_len(4));
     assert_eq!(rig.remap(PHYSICAL, 5), silent(FaultReason::RemapDisabled));
     assert_eq!(
@@ -258,10 +255,7 @@ fn an_unreadable_irte_is_a_page_table_hardware_error_that_ig_does_not_hide() {
         .with_i(true)
         .with_kind(1)
         .with_address_8((HOLE + 4 * 6) >> 3);
-    let expected = Fault {
-        reason: FaultReason::IrteUnreadable,
-        event: Some(event.into()),
-    };
+    let expected = Fault::new(FaultReason::IrteUnreadable, event.into());
     assert_eq!(rig.remap(PHYSICAL, 6), Outcome::Blocked(expected));
 }
 
@@ -293,12 +287,10 @@ fn qemu_defects_11_to_13_events_have_address_flags_domain_and_the_device_with_it
             .store_u64(DEVICE_TABLE + u64::from(device_id.0) * 32 + 8 * i, word)
             .unwrap();
     }
-    let Outcome::Blocked(Fault {
-        event: Some(event), ..
-    }) = rig.remap(0xfee1_2344, 9)
-    else {
+    let Outcome::Blocked(fault) = rig.remap(0xfee1_2344, 9) else {
         panic!()
     };
+    let event = fault.event().unwrap();
     assert_eq!(event.words(), [0x2008_1234_0000_03fd, 0xfee1_2344]);
     assert!(matches!(event, Event::IoPageFault(_)));
 }

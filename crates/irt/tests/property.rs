@@ -214,9 +214,9 @@ fn observed(rig: &Rig, before: &[(u64, u32)], outcome: Outcome) -> Expected {
         }
         Outcome::Blocked(fault) => {
             if fault.reason == FaultReason::NotAnInterrupt {
-                assert_eq!(fault.event, None);
+                assert_eq!(fault.event(), None);
             }
-            Expected::Blocked(fault.event.map(|event| event.words()))
+            Expected::Blocked(fault.event().map(|event| event.words()))
         }
     }
 }

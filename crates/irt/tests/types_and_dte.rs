@@ -42,10 +42,7 @@ fn a_device_id_past_the_device_table_faults_without_domain() {
         .with_address(PHYSICAL);
     assert_eq!(
         rig.remap(PHYSICAL, 0),
-        Outcome::Blocked(Fault {
-            reason: FaultReason::DeviceIdOutOfRange,
-            event: Some(event.into())
-        })
+        Outcome::Blocked(Fault::new(FaultReason::DeviceIdOutOfRange, event.into()))
     );
 }
 
@@ -62,10 +59,7 @@ fn an_unreadable_dte_is_a_device_table_hardware_error() {
         .with_address_16((HOLE + 0x28 * 32) >> 4);
     assert_eq!(
         rig.remap(PHYSICAL, 0),
-        Outcome::Blocked(Fault {
-            reason: FaultReason::DteUnreadable,
-            event: Some(event.into())
-        })
+        Outcome::Blocked(Fault::new(FaultReason::DteUnreadable, event.into()))
     );
 }
 

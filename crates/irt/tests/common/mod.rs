@@ -155,10 +155,7 @@ pub fn forwarded(address: u64, data: u32) -> Outcome {
 }
 
 pub fn silent(reason: FaultReason) -> Outcome {
-    Outcome::Blocked(Fault {
-        reason,
-        event: None,
-    })
+    Outcome::Blocked(Fault::silent(reason))
 }
 
 pub fn page_fault(reason: FaultReason, address: u64, present: bool, reserved: bool) -> Outcome {
@@ -169,10 +166,7 @@ pub fn page_fault(reason: FaultReason, address: u64, present: bool, reserved: bo
         .with_pr(present)
         .with_rz(reserved)
         .with_address(address);
-    Outcome::Blocked(Fault {
-        reason,
-        event: Some(event.into()),
-    })
+    Outcome::Blocked(Fault::new(reason, event.into()))
 }
 
 pub fn illegal_dte(reason: FaultReason, address: u64, reserved: bool) -> Outcome {
@@ -181,10 +175,7 @@ pub fn illegal_dte(reason: FaultReason, address: u64, reserved: bool) -> Outcome
         .with_i(true)
         .with_rz(reserved)
         .with_address_4(address >> 2);
-    Outcome::Blocked(Fault {
-        reason,
-        event: Some(event.into()),
-    })
+    Outcome::Blocked(Fault::new(reason, event.into()))
 }
 
 pub fn reason(outcome: Outcome) -> FaultReason {
