@@ -26,13 +26,13 @@ pub struct MsiAddress {
     /// Bits \[1:0\], reserved.
     #[bits(2)]
     __: u8,
-    /// DM: destination mode. 0 physical, 1 logical. Selects the 2K index rule when it is 1.
+    /// Bit 2, DM: destination mode. 0 physical, 1 logical. Selects the 2K index rule when it is 1.
     pub logical: bool,
-    /// RH: redirection hint.
+    /// Bit 3, RH: redirection hint.
     pub redirection_hint: bool,
     /// Bits \[11:4\], reserved (KVM keeps destination\[14:8\] in \[11:5\] in its own extension).
     __: u8,
-    /// Destination APIC ID \[7:0\].
+    /// Bits \[19:12\], destination APIC ID \[7:0\].
     pub dest: u8,
     /// Bits \[31:20\]: FEEh.
     #[bits(12, default = 0xfee)]
@@ -44,9 +44,9 @@ pub struct MsiAddress {
 #[derive(PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MsiData {
-    /// Vector \[7:0\].
+    /// Bits \[7:0\], vector.
     pub vector: u8,
-    /// Delivery mode \[10:8\], see [`DeliveryMode`].
+    /// Bits \[10:8\], delivery mode, see [`DeliveryMode`].
     #[bits(3)]
     pub delivery_mode: u8,
     /// Bits \[13:11\], reserved.

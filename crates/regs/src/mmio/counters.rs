@@ -162,9 +162,10 @@ pub struct CounterSource {
     /// Bits \[29:8\], reserved.
     #[bits(22)]
     pub rsvd_29_8: u32,
-    /// Bit 30, CUnits: what is counted, events or clocks. Not public for certain.
+    /// Bit 30, CUnits: 0 counts events, 1 clocks. No public source confirms it.
     pub c_units: bool,
-    /// Bit 31, CAC: counting is active. Not public for certain.
+    /// Bit 31, CAC: 0 CSource is an architectural event, 1 a custom one. No public source confirms
+    /// it.
     pub cac: bool,
     /// Bits \[63:32\], reserved.
     pub rsvd_63_32: u32,
