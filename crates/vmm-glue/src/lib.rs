@@ -3,6 +3,8 @@
 
 #[cfg(feature = "ioapic")]
 pub mod ioapic;
+#[cfg(feature = "ivrs")]
+pub mod ivrs;
 #[cfg(all(feature = "kvm", target_arch = "x86_64", target_os = "linux"))]
 pub mod kvm;
 #[cfg(feature = "vm-memory")]
