@@ -1,0 +1,67 @@
+//! `cargo xtask run`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+use crate::payload;
+use crate::step::{cargo, describe, root, succeeded, target_dir};
+
+/// Arguments of `cargo xtask run`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Options of the reference VMM; `cargo xtask run -- --help` lists them
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "OPTIONS"
+    )]
+    options: Vec<String>,
+}
+
+/// Builds the bare-metal payload and checks its instructions; gives the path of the ELF file.
+pub(crate) fn build_payload() -> Result<PathBuf> {
+    Ok(payload::build(&root(), &target_dir().join("payload"))?)
+}
+
+/// Builds the reference VMM, optimised; gives the path of its binary.
+pub(crate) fn build_refvmm() -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args([
+        "build",
+        "--release",
+        "--quiet",
+        "-p",
+        "amdvi-refvmm",
+        "--bin",
+        "amdvi-refvmm",
+    ]);
+    if !succeeded(&mut build)? {
+        bail!("`{}` failed, see above", describe(&build));
+    }
+    Ok(target_dir().join("release").join("amdvi-refvmm"))
+}
+
+/// The reference VMM with the payload.
+pub(crate) fn refvmm(binary: &Path, payload: &Path) -> Command {
+    let mut command = Command::new(binary);
+    command.arg("--payload").arg(payload);
+    command
+}
+
+/// Builds what is needed and runs the scenarios.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    eprintln!("building the guest payload and the reference VMM (a minute or two the first time)");
+    let payload = build_payload()?;
+    let binary = build_refvmm()?;
+    let mut command = refvmm(&binary, &payload);
+    command.args(&args.options);
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {}", binary.display()))?;
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .map_or_else(|| ExitCode::from(2), ExitCode::from))
+}
