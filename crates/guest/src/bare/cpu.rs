@@ -14,6 +14,12 @@ pub(super) fn halt() {
     unsafe { asm!("hlt", options(nomem, nostack)) };
 }
 
+/// Raises #UD.
+pub(super) fn undefined_instruction() -> ! {
+    // SAFETY: the exception's handler does not return.
+    unsafe { asm!("ud2", options(noreturn)) };
+}
+
 /// Reads the time stamp counter.
 pub(super) fn timestamp() -> u64 {
     let low: u32;

@@ -87,10 +87,11 @@ pub unsafe extern "C" fn start(boot: u64, index: u64) -> ! {
 
     let mut machine = Machine::new(boot);
     machine.wait_for_cpus(&READY);
-    let report = if boot.scenario == smoke::SCENARIO {
-        smoke::run(&mut machine)
-    } else {
-        scenarios::run(boot.scenario as usize, &mut machine)
+    let report = match boot.scenario {
+        smoke::SCENARIO => smoke::run(&mut machine),
+        smoke::PANIC => panic!("asked for"),
+        smoke::EXCEPTION => cpu::undefined_instruction(),
+        scenario => scenarios::run(scenario as usize, &mut machine),
     };
     // SAFETY: the page at REPORT_GPA is mapped, is set aside for the report and nothing else in the
     // payload refers to it.
