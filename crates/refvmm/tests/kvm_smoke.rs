@@ -2,20 +2,20 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use amdvi_guest::endpoint::Record;
 use amdvi_guest::smoke;
 use amdvi_irt::{Delivery, DestMode, Trigger};
+use amdvi_refvmm::kvm::bus::NoDevices;
 use amdvi_refvmm::kvm::{
     Bus, Config, Injected, Injector, KvmError, Machine, Payload, Start, probe,
 };
 use amdvi_regs::msi::DeliveryMode;
 use amdvi_vmm_glue::kvm::RouteTable;
 use kvm_ioctls::VmFd;
-use std::sync::Mutex;
 
 /// Names the payload's ELF file.
 const PAYLOAD: &str = "AMDVI_PAYLOAD";
@@ -46,7 +46,11 @@ impl Bus for Sender {
         let record = Record::from_bits(bits).expect("a valid record");
         let delivery = Delivery {
             dest: record.dest,
-            dest_mode: DestMode::Physical,
+            dest_mode: if record.logical {
+                DestMode::Logical
+            } else {
+                DestMode::Physical
+            },
             delivery_mode: DeliveryMode::from_bits(record.delivery_mode),
             vector: record.vector,
             trigger: if record.level {
@@ -71,7 +75,7 @@ impl Bus for Sender {
     }
 
     fn ioapic_eoi(&self, vector: u8) {
-        assert_eq!(vector, smoke::VECTORS.end);
+        assert_eq!(vector, smoke::LEVEL_VECTOR);
         self.eois.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -100,7 +104,7 @@ fn config(apic_ids: &[u32]) -> Config {
 }
 
 #[test]
-fn every_cpu_gets_each_vector_and_nmi_once_apic_id_300_included() {
+fn every_cpu_gets_each_interrupt_once_apic_id_300_included() {
     let Some(payload) = payload() else { return };
     let began = Instant::now();
     let machine = Machine::new(config(&[0, 1, 2, 300])).unwrap();
@@ -118,8 +122,8 @@ fn every_cpu_gets_each_vector_and_nmi_once_apic_id_300_included() {
     let result = machine.run(Arc::new(sender), &payload, start).unwrap();
     let report = result.report;
     assert_eq!(report.passed, 1, "{}", report.detail());
-    let per_cpu = smoke::VECTORS.len() as u64 + smoke::NMIS;
-    assert_eq!(report.delivered, 4 * per_cpu + 1);
+    let per_cpu = smoke::VECTORS.len() as u64 + smoke::NMIS + 2;
+    assert_eq!(report.delivered, 4 * per_cpu + 2);
     eprintln!(
         "{}; machine built in {built:?}, ran {:?}, {} ns per interrupt from MMIO write to handler",
         report.detail(),
@@ -136,15 +140,38 @@ fn a_scenario_that_does_not_exist_is_reported_not_run() {
         rsdp: 0,
         scenario: 1 << 20,
     };
-    let result = machine
-        .run(Arc::new(amdvi_refvmm::kvm::bus::NoDevices), &payload, start)
-        .unwrap();
+    let result = machine.run(Arc::new(NoDevices), &payload, start).unwrap();
     assert_eq!(result.report.passed, 0);
     assert!(
         result.report.detail().contains("1048576"),
         "{}",
         result.report.detail()
     );
+}
+
+#[test]
+fn a_panic_and_an_exception_in_the_payload_say_where() {
+    let Some(payload) = payload() else { return };
+    for (scenario, expected_code, expected) in [
+        (smoke::PANIC, 1, "bare/mod.rs"),
+        (
+            smoke::EXCEPTION,
+            0x106,
+            "exception 6 (#UD) on CPU 0: RIP 0x10",
+        ),
+    ] {
+        let start = Start { rsdp: 0, scenario };
+        let result =
+            Machine::new(config(&[0, 1]))
+                .unwrap()
+                .run(Arc::new(NoDevices), &payload, start);
+        let error = result.err().expect("an error");
+        assert!(error.to_string().contains(expected), "{error}");
+        assert!(
+            matches!(error, KvmError::Exit { code, .. } if code == expected_code),
+            "{error}"
+        );
+    }
 }
 
 /// Runs `code` instead of the payload, on one CPU.
@@ -162,7 +189,7 @@ fn run_code(code: &[u8], timeout: Duration) -> Option<KvmError> {
         scenario: 0,
     };
     let result = Machine::new(config).unwrap().run(
-        Arc::new(amdvi_refvmm::kvm::bus::NoDevices),
+        Arc::new(NoDevices),
         &Payload::flat(1 << 20, code),
         start,
     );

@@ -87,7 +87,6 @@ pub struct RunResult {
 #[derive(Debug)]
 pub struct Machine {
     config: Config,
-    // Before the memory: a VM must not outlive what it maps.
     vcpus: Vec<VcpuFd>,
     cpuid: CpuId,
     vm: Arc<VmFd>,
@@ -153,7 +152,7 @@ impl Machine {
     }
 
     /// Runs the payload on all CPUs until it ends or the time is up. Every vCPU thread has ended
-    /// when this returns.
+    /// when this returns, unless a device of the VMM holds it.
     ///
     /// # Errors
     ///
@@ -332,8 +331,9 @@ fn map_ram(vm: &VmFd, memory: &GuestMemoryMmap, bytes: u64) -> Result<(), KvmErr
         userspace_addr: host as u64,
     };
     // SAFETY: `host` starts a mapping of `bytes` bytes that `memory` owns. A guest reaches it only
-    // while a vCPU runs; `Machine` owns all vCPUs and keeps `memory` until their threads have ended.
-    // Rust code accesses it only through vm-memory, which expects others to change it.
+    // while a vCPU runs, and who has a vCPU has the memory: `Machine` has both, and each vCPU thread
+    // has a `Shared`, which holds it. Rust code accesses it only through vm-memory, which expects
+    // others to change it.
     unsafe { vm.set_user_memory_region(region) }
         .map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))
 }
@@ -372,25 +372,31 @@ fn spawn<B: Bus + 'static>(
     Ok(threads)
 }
 
-/// Ends all vCPU threads; returns where each CPU was.
+/// How long a vCPU thread may take to leave a device.
+const LEAVE: Duration = Duration::from_secs(5);
+
+/// Ends all vCPU threads; returns where each CPU was. A thread that a device of the VMM holds for
+/// ever is left behind: it keeps what it uses.
 fn join<B: Bus>(threads: Vec<JoinHandle<String>>, shared: &Shared<B>) -> Vec<String> {
     shared.stop.store(true, Ordering::SeqCst);
+    let end = Instant::now() + LEAVE;
     // A signal that arrives just before the thread enters the guest is lost on it, so each thread
     // is kicked until it has ended.
-    while !threads.iter().all(JoinHandle::is_finished) {
+    while !threads.iter().all(JoinHandle::is_finished) && Instant::now() < end {
         for thread in threads.iter().filter(|thread| !thread.is_finished()) {
             vcpu::kick(thread);
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    threads
-        .into_iter()
-        .map(|thread| {
-            thread
-                .join()
-                .unwrap_or_else(|_| "its thread panicked".to_owned())
-        })
-        .collect()
+    let place = |(index, thread): (usize, JoinHandle<String>)| {
+        if !thread.is_finished() {
+            return format!("CPU {index} is stuck in a device of the VMM");
+        }
+        thread
+            .join()
+            .unwrap_or_else(|_| format!("CPU {index}'s thread panicked"))
+    };
+    threads.into_iter().enumerate().map(place).collect()
 }
 
 #[cfg(test)]
