@@ -1,4 +1,19 @@
-//! The amdvi reference VMM
+//! The amdvi reference VMM: a small machine around the emulated IOMMU, and its command line.
+//!
+//! It is an example of use, not a library: what an integrator would copy is in `amdvi-vmm-glue`.
+//!
+//! - [`board`] is the machine without its CPUs: PCI, IOMMU, IOAPIC, test endpoint, ACPI tables;
+//! - [`inproc`] runs a guest's scenario against the board in this process;
+//! - `kvm` runs it in a virtual machine under KVM;
+//! - [`run`] decides what a machine offers, and runs the scenarios;
+//! - [`report`] prints what happened, for people and as JSON;
+//! - [`cli`] is the command line.
 
+pub mod board;
+pub mod cli;
+pub mod inproc;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
+pub mod layout;
+pub mod report;
+pub mod run;

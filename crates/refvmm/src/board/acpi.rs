@@ -1,0 +1,277 @@
+//! The ACPI tables of the board: RSDP, XSDT, FADT, DSDT, MADT, MCFG and IVRS.
+
+use acpi_tables::Aml;
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
+use acpi_tables::mcfg::MCFG;
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use amdvi_device::{Options, pci};
+use amdvi_vmm_glue::ivrs::{ConfigError, IommuUnit, IvrsConfig, Special};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use zerocopy::byteorder::little_endian::U32;
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::layout;
+
+const OEM_ID: [u8; 6] = *b"AMDVI ";
+const OEM_TABLE_ID: [u8; 8] = *b"REFVMM  ";
+const OEM_REVISION: u32 = 1;
+
+/// What can be wrong with the tables.
+#[derive(Debug, thiserror::Error)]
+pub enum AcpiError {
+    /// They did not fit below 1 MiB.
+    #[error(
+        "the ACPI tables end at {end:#x}, {:#x} is the limit",
+        layout::ACPI_END
+    )]
+    TooLarge {
+        /// Where they would end.
+        end: u64,
+    },
+    /// There is no RAM where they belong.
+    #[error("the ACPI tables can't be written: {0}")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    /// The IOMMU's options can't be described.
+    #[error(transparent)]
+    Ivrs(#[from] ConfigError),
+}
+
+/// MADT "Processor Local x2APIC" structure (ACPI 6.5 §5.2.12.12).
+#[derive(Clone, IntoBytes, Immutable)]
+#[repr(C, packed)]
+struct LocalX2Apic {
+    kind: u8,
+    length: u8,
+    reserved: [u8; 2],
+    apic_id: U32,
+    flags: U32,
+    uid: U32,
+}
+
+impl LocalX2Apic {
+    fn new(uid: u32, apic_id: u32) -> Self {
+        Self {
+            kind: 9,
+            length: 16,
+            reserved: [0; 2],
+            apic_id: U32::new(apic_id),
+            flags: U32::new(1),
+            uid: U32::new(uid),
+        }
+    }
+}
+
+impl Aml for LocalX2Apic {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        sink.vec(self.as_bytes());
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+fn madt(apic_ids: &[u32]) -> Vec<u8> {
+    let local = LocalInterruptController::Address(layout::LOCAL_APIC_BASE);
+    let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, local);
+    for (uid, &apic_id) in apic_ids.iter().enumerate() {
+        // IDs from 255 on exist only in the x2APIC form.
+        match u8::try_from(apic_id) {
+            Ok(id) if id != 0xff => {
+                madt.add_structure(ProcessorLocalApic::new(
+                    uid as u8,
+                    id,
+                    EnabledStatus::Enabled,
+                ));
+            }
+            _ => madt.add_structure(LocalX2Apic::new(uid as u32, apic_id)),
+        }
+    }
+    madt.add_structure(IoApic::new(
+        layout::IOAPIC_ID,
+        layout::IOAPIC_BASE as u32,
+        0,
+    ));
+    bytes(&madt)
+}
+
+fn mcfg() -> Vec<u8> {
+    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    mcfg.add_ecam(layout::ECAM_BASE, 0, 0, (layout::ECAM_BUSES - 1) as u8);
+    bytes(&mcfg)
+}
+
+fn fadt(dsdt: u64) -> Vec<u8> {
+    let fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .finalize();
+    bytes(&fadt)
+}
+
+/// The IVRS: the IOMMU, and the IOAPIC that is behind it.
+fn ivrs(options: &Options) -> Result<Vec<u8>, AcpiError> {
+    let mut unit = IommuUnit::new(
+        options.device_id(),
+        pci::CAPABILITY_OFFSET,
+        options.mmio_base(),
+    );
+    unit.efr = options.efr();
+    unit.efr2 = options.efr2();
+    unit.hat_dis = !options.dma_remap();
+    if options.intremap() {
+        // Without it a guest must not find a way to remap its IOAPIC.
+        unit.specials.push(Special {
+            device: super::IOAPIC,
+            ..Special::southbridge_ioapic(layout::IOAPIC_ID)
+        });
+    }
+    let config = IvrsConfig {
+        oem_id: OEM_ID,
+        oem_table_id: OEM_TABLE_ID,
+        pa_bits: pci::PHYSICAL_ADDRESS_BITS,
+        va_bits: pci::VIRTUAL_ADDRESS_BITS,
+        units: vec![unit],
+        ..IvrsConfig::default()
+    };
+    Ok(config.build()?)
+}
+
+/// Lays the tables out behind each other.
+struct Writer<'a> {
+    memory: &'a GuestMemoryMmap,
+    next: u64,
+}
+
+impl Writer<'_> {
+    fn put(&mut self, table: &[u8]) -> Result<u64, AcpiError> {
+        let at = self.next;
+        let end = at + table.len() as u64;
+        if end > layout::ACPI_END {
+            return Err(AcpiError::TooLarge { end });
+        }
+        self.memory.write_slice(table, GuestAddress(at))?;
+        self.next = end.next_multiple_of(64);
+        Ok(at)
+    }
+}
+
+/// Writes every table, and the RSDP at [`layout::RSDP`].
+pub(super) fn write(
+    memory: &GuestMemoryMmap,
+    options: &Options,
+    apic_ids: &[u32],
+) -> Result<(), AcpiError> {
+    let mut writer = Writer {
+        memory,
+        next: layout::ACPI_TABLES,
+    };
+    let dsdt = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let dsdt = writer.put(&bytes(&dsdt))?;
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    xsdt.add_entry(writer.put(&fadt(dsdt))?);
+    xsdt.add_entry(writer.put(&madt(apic_ids))?);
+    xsdt.add_entry(writer.put(&mcfg())?);
+    xsdt.add_entry(writer.put(&ivrs(options)?)?);
+    let xsdt = writer.put(&bytes(&xsdt))?;
+    let rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));
+    memory.write_slice(&rsdp, GuestAddress(layout::RSDP))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use amdvi_regs::ivrs::{Block, DeviceEntry, IvhdKind, Ivrs};
+
+    fn read(memory: &GuestMemoryMmap, at: u64, len: usize) -> Vec<u8> {
+        let mut data = vec![0; len];
+        memory.read_slice(&mut data, GuestAddress(at)).unwrap();
+        data
+    }
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    fn table(memory: &GuestMemoryMmap, at: u64) -> Vec<u8> {
+        let header = read(memory, at, 8);
+        let len = u32::from_le_bytes(header[4..8].try_into().unwrap());
+        read(memory, at, len as usize)
+    }
+
+    #[test]
+    fn every_table_is_reachable_from_the_rsdp_with_a_good_checksum() {
+        let memory =
+            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), layout::RAM_SIZE as usize)]).unwrap();
+        write(&memory, &Options::default(), &[0, 1, 300]).unwrap();
+        let rsdp = read(&memory, layout::RSDP, 36);
+        assert_eq!(&rsdp[..8], b"RSD PTR ");
+        assert_eq!((sum(&rsdp[..20]), sum(&rsdp)), (0, 0));
+        let xsdt = table(
+            &memory,
+            u64::from_le_bytes(rsdp[24..32].try_into().unwrap()),
+        );
+        assert_eq!(sum(&xsdt), 0);
+        let mut names = Vec::new();
+        for entry in xsdt[36..].chunks_exact(8) {
+            let table = table(&memory, u64::from_le_bytes(entry.try_into().unwrap()));
+            assert_eq!(sum(&table), 0, "{:?}", &table[..4]);
+            names.push(String::from_utf8(table[..4].to_vec()).unwrap());
+        }
+        assert_eq!(names, ["FACP", "APIC", "MCFG", "IVRS"]);
+    }
+
+    #[test]
+    fn an_apic_id_above_255_is_listed_as_x2apic() {
+        let madt = madt(&[0, 300]);
+        let entries = &madt[44..];
+        assert_eq!((entries[0], entries[1], entries[3]), (0, 8, 0));
+        let x2apic = &entries[8..24];
+        assert_eq!((x2apic[0], x2apic[1]), (9, 16));
+        assert_eq!(u32::from_le_bytes(x2apic[4..8].try_into().unwrap()), 300);
+        assert_eq!((entries[24], entries[26]), (1, layout::IOAPIC_ID));
+    }
+
+    #[test]
+    fn the_ivrs_shows_what_the_registers_show_and_where_the_ioapic_is() {
+        let options: Options = "amd-iommu,numint2k=on,dma-remap=off".parse().unwrap();
+        let bytes = ivrs(&options).unwrap();
+        let table = Ivrs::parse(&bytes).unwrap();
+        let (mut images, mut ioapics) = (0, 0);
+        for block in table.blocks() {
+            let Ok(Block::Hardware(unit)) = block else {
+                panic!("{block:?}")
+            };
+            let header = unit.header;
+            assert_eq!(header.device_id, options.device_id());
+            assert_eq!(header.mmio_base, options.mmio_base());
+            if header.kind != IvhdKind::Type10 {
+                assert_eq!((header.efr, header.efr2), (options.efr(), options.efr2()));
+                images += 1;
+            }
+            ioapics += unit
+                .entries()
+                .filter(|entry| {
+                    matches!(entry, Ok(DeviceEntry::Special { handle: layout::IOAPIC_ID, device, .. })
+                             if device.0 == 0x00a0)
+                })
+                .count();
+        }
+        assert_eq!((images, ioapics), (2, 3));
+    }
+
+    #[test]
+    fn without_interrupt_remapping_the_ivrs_names_no_ioapic() {
+        let with = ivrs(&Options::default()).unwrap();
+        let without = ivrs(&"amd-iommu,intremap=off".parse().unwrap()).unwrap();
+        assert_eq!(with.len() - without.len(), 3 * 8);
+    }
+}

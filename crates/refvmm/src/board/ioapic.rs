@@ -1,0 +1,112 @@
+//! The IOAPIC of `amdvi-vmm-glue`, connected to this board.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use amdvi_device::{Changes, Observer, Signal};
+use amdvi_irt::{Delivery, Trigger};
+use amdvi_regs::msi::Msi;
+use amdvi_vmm_glue::ioapic::{Ioapic, IoapicSink};
+
+use super::socket::{Handle, Socket};
+use super::{IOAPIC, Injector};
+use crate::layout;
+
+/// The way of the pins' requests: through the IOMMU under the IOAPIC's DeviceID.
+struct Pins {
+    handle: Arc<Handle>,
+    injector: Arc<dyn Injector>,
+}
+
+impl IoapicSink for Pins {
+    fn request(&mut self, pin: u8, msi: Msi) -> Option<Delivery> {
+        // The IOMMU delivers while the request is in flight, so that nothing is sent to an old
+        // target after a COMPLETION_WAIT. The way of the EOI must stand before that.
+        let expected = self.handle.lock().resolve(msi);
+        self.route(pin, expected.as_ref());
+        self.settle();
+        match self.handle.signal(msi) {
+            Signal::Delivered(delivery) => Some(delivery),
+            _ => None,
+        }
+    }
+
+    fn resolve(&mut self, _pin: u8, msi: Msi) -> Option<Delivery> {
+        self.handle.lock().resolve(msi)
+    }
+
+    fn route(&mut self, pin: u8, target: Option<&Delivery>) {
+        let target = target.filter(|delivery| delivery.trigger == Trigger::Level);
+        self.injector.route_pin(pin, target);
+    }
+
+    fn inject(&mut self, _pin: u8, _delivery: &Delivery) {
+        // `request` did it.
+    }
+
+    fn settle(&mut self) {
+        self.injector.commit_routes();
+    }
+}
+
+/// The IOAPIC, for any thread.
+pub(super) struct BoardIoapic {
+    inner: Mutex<Ioapic<Pins>>,
+}
+
+impl BoardIoapic {
+    pub(super) fn new(socket: &Socket, injector: Arc<dyn Injector>) -> Arc<Self> {
+        let pins = Pins {
+            handle: socket.handle(IOAPIC),
+            injector,
+        };
+        let ioapic = Arc::new(Self {
+            inner: Mutex::new(Ioapic::new(layout::IOAPIC_ID, pins)),
+        });
+        socket.observe(Arc::new(RouteKeeper {
+            ioapic: Arc::downgrade(&ioapic),
+        }));
+        ioapic
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ioapic<Pins>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn mmio_read(&self, offset: u64, data: &mut [u8]) {
+        self.lock().mmio_read(offset, data);
+    }
+
+    pub(super) fn mmio_write(&self, offset: u64, data: &[u8]) {
+        self.lock().mmio_write(offset, data);
+    }
+
+    /// Sets a pin's line; a pin that does not exist is ignored, the number is the guest's.
+    pub(super) fn set_line(&self, pin: u8, asserted: bool) {
+        let _ = self.lock().set_line(pin.into(), asserted);
+    }
+
+    pub(super) fn eoi(&self, vector: u8) {
+        self.lock().eoi(vector);
+    }
+
+    /// The guest's tables changed: routes and blocked requests are looked at again.
+    pub(super) fn tables_changed(&self) {
+        self.lock().tables_changed();
+    }
+}
+
+/// Keeps the IOAPIC's routes in step with the guest's tables. Weak, since the device that it
+/// observes is what the IOAPIC's requests go through.
+struct RouteKeeper {
+    ioapic: Weak<BoardIoapic>,
+}
+
+impl Observer for RouteKeeper {
+    fn changed(&self, changes: &Changes) {
+        if changes.touches(IOAPIC)
+            && let Some(ioapic) = self.ioapic.upgrade()
+        {
+            ioapic.tables_changed();
+        }
+    }
+}

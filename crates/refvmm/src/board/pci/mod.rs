@@ -1,0 +1,248 @@
+//! The PCI bus: type-0 functions behind CF8/CFC and ECAM.
+
+mod config;
+mod fixed;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use amdvi_regs::DeviceId;
+
+pub use config::{Bar, ConfigSpace};
+pub use fixed::{Fixed, IommuFunction};
+
+/// Bytes of one function's configuration space.
+pub const CONFIG_SIZE: u64 = 4096;
+/// CONFIG_ADDRESS.
+pub const CONFIG_ADDRESS: u16 = 0xcf8;
+/// CONFIG_DATA, four ports.
+pub const CONFIG_DATA: u16 = 0xcfc;
+
+/// One PCI function.
+///
+/// Offsets are those of the configuration space or of a BAR; `data` has the access' width. A read
+/// fills `data` completely.
+pub trait Function: Send + Sync {
+    /// Reads configuration space.
+    fn config_read(&self, offset: u16, data: &mut [u8]);
+    /// Writes configuration space.
+    fn config_write(&self, offset: u16, data: &[u8]);
+    /// Which BAR decodes `gpa` now, and the offset in it.
+    fn decode(&self, gpa: u64) -> Option<(usize, u64)> {
+        let _ = gpa;
+        None
+    }
+    /// Reads a register of a BAR.
+    fn bar_read(&self, bar: usize, offset: u64, data: &mut [u8]) {
+        let _ = (bar, offset);
+        data.fill(0xff);
+    }
+    /// Writes a register of a BAR.
+    fn bar_write(&self, bar: usize, offset: u64, data: &[u8]) {
+        let _ = (bar, offset, data);
+    }
+}
+
+/// Bus 0 with its functions.
+#[derive(Default)]
+pub struct PciBus {
+    functions: Vec<(DeviceId, Arc<dyn Function>)>,
+    config_address: AtomicU32,
+}
+
+impl PciBus {
+    /// An empty bus.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Plugs in a function.
+    pub fn add(&mut self, id: DeviceId, function: Arc<dyn Function>) {
+        self.functions.push((id, function));
+    }
+
+    fn function(&self, id: DeviceId) -> Option<&dyn Function> {
+        self.functions
+            .iter()
+            .find(|(at, _)| *at == id)
+            .map(|(_, function)| &**function)
+    }
+
+    /// Reads configuration space; an absent function reads as all ones (master abort).
+    pub fn config_read(&self, id: DeviceId, offset: u16, data: &mut [u8]) {
+        match self.function(id) {
+            Some(function) if fits(offset.into(), data.len()) => function.config_read(offset, data),
+            _ => data.fill(0xff),
+        }
+    }
+
+    /// Writes configuration space.
+    pub fn config_write(&self, id: DeviceId, offset: u16, data: &[u8]) {
+        if let Some(function) = self.function(id)
+            && fits(offset.into(), data.len())
+        {
+            function.config_write(offset, data);
+        }
+    }
+
+    /// Reads at `offset` of the ECAM window: bus\[27:20\], device and function\[19:12\].
+    pub fn ecam_read(&self, offset: u64, data: &mut [u8]) {
+        self.config_read(DeviceId((offset >> 12) as u16), offset as u16 & 0xfff, data);
+    }
+
+    /// Writes at `offset` of the ECAM window.
+    pub fn ecam_write(&self, offset: u64, data: &[u8]) {
+        self.config_write(DeviceId((offset >> 12) as u16), offset as u16 & 0xfff, data);
+    }
+
+    /// Reads a memory BAR; `false` when no function decodes `gpa`.
+    pub fn memory_read(&self, gpa: u64, data: &mut [u8]) -> bool {
+        for (_, function) in &self.functions {
+            if let Some((bar, offset)) = function.decode(gpa) {
+                function.bar_read(bar, offset, data);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Writes a memory BAR; `false` when no function decodes `gpa`.
+    pub fn memory_write(&self, gpa: u64, data: &[u8]) -> bool {
+        for (_, function) in &self.functions {
+            if let Some((bar, offset)) = function.decode(gpa) {
+                function.bar_write(bar, offset, data);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What CONFIG_DATA addresses now: `None` while CONFIG_ADDRESS.Enable is 0.
+    fn selected(&self, port: u16) -> Option<(DeviceId, u16)> {
+        let address = self.config_address.load(Ordering::Acquire);
+        (address >> 31 == 1).then(|| {
+            (
+                DeviceId((address >> 8) as u16),
+                (address as u16 & 0xfc) + port - CONFIG_DATA,
+            )
+        })
+    }
+
+    /// Reads one of the ports CF8h–CFFh; `false` when the access is not the bus'.
+    pub fn port_read(&self, port: u16, data: &mut [u8]) -> bool {
+        if port == CONFIG_ADDRESS && data.len() == 4 {
+            let address = self.config_address.load(Ordering::Acquire);
+            data.copy_from_slice(&address.to_le_bytes());
+            return true;
+        }
+        if !in_data_ports(port, data.len()) {
+            return false;
+        }
+        match self.selected(port) {
+            Some((id, offset)) => self.config_read(id, offset, data),
+            None => data.fill(0xff),
+        }
+        true
+    }
+
+    /// Writes one of the ports CF8h–CFFh; `false` when the access is not the bus'. Only a dword
+    /// reaches CONFIG_ADDRESS: CF9h is the reset control port.
+    pub fn port_write(&self, port: u16, data: &[u8]) -> bool {
+        if port == CONFIG_ADDRESS
+            && let Ok(bytes) = <[u8; 4]>::try_from(data)
+        {
+            // Bits [30:24] and [1:0] are reserved and read as zero.
+            self.config_address
+                .store(u32::from_le_bytes(bytes) & 0x80ff_fffc, Ordering::Release);
+            return true;
+        }
+        if !in_data_ports(port, data.len()) {
+            return false;
+        }
+        if let Some((id, offset)) = self.selected(port) {
+            self.config_write(id, offset, data);
+        }
+        true
+    }
+}
+
+fn in_data_ports(port: u16, len: usize) -> bool {
+    port >= CONFIG_DATA && usize::from(port - CONFIG_DATA) + len <= 4
+}
+
+fn fits(offset: u64, len: usize) -> bool {
+    offset + len as u64 <= CONFIG_SIZE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bus() -> PciBus {
+        let mut bus = PciBus::new();
+        bus.add(DeviceId::new(0, 0x14, 0), Arc::new(Fixed::smbus()));
+        bus
+    }
+
+    fn select(bus: &PciBus, address: u32) {
+        assert!(bus.port_write(CONFIG_ADDRESS, &address.to_le_bytes()));
+    }
+
+    #[test]
+    fn config_mechanism_1_and_ecam_reach_the_same_registers() {
+        let bus = bus();
+        select(&bus, 0x8000_a000);
+        let mut by_port = [0; 4];
+        assert!(bus.port_read(CONFIG_DATA, &mut by_port));
+        let mut by_ecam = [0; 4];
+        bus.ecam_read(0x14 << 15, &mut by_ecam);
+        assert_eq!(by_port, by_ecam);
+        assert_eq!(u16::from_le_bytes([by_port[0], by_port[1]]), 0x1022);
+    }
+
+    #[test]
+    fn words_and_bytes_of_config_data_select_within_the_dword() {
+        let bus = bus();
+        select(&bus, 0x8000_a008);
+        let mut class = [0; 2];
+        assert!(bus.port_read(CONFIG_DATA + 2, &mut class));
+        assert_eq!(u16::from_le_bytes(class), 0x0c05);
+        let mut base_class = [0];
+        assert!(bus.port_read(CONFIG_DATA + 3, &mut base_class));
+        assert_eq!(base_class, [0x0c]);
+        assert!(
+            !bus.port_read(CONFIG_DATA + 3, &mut class),
+            "crosses the last port"
+        );
+    }
+
+    #[test]
+    fn an_absent_function_reads_as_all_ones() {
+        let bus = bus();
+        let mut data = [0; 4];
+        bus.ecam_read(0x13 << 15, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        select(&bus, 0x8001_a000);
+        assert!(bus.port_read(CONFIG_DATA, &mut data));
+        assert_eq!(data, [0xff; 4]);
+    }
+
+    #[test]
+    fn config_data_without_the_enable_bit_reads_as_all_ones() {
+        let bus = bus();
+        select(&bus, 0x0000_a000);
+        let mut data = [0; 4];
+        assert!(bus.port_read(CONFIG_DATA, &mut data));
+        assert_eq!(data, [0xff; 4]);
+    }
+
+    #[test]
+    fn a_byte_at_cf9_is_not_a_config_address() {
+        let bus = bus();
+        select(&bus, 0x8000_a000);
+        assert!(!bus.port_write(CONFIG_ADDRESS + 1, &[6]));
+        let mut data = [0; 4];
+        assert!(bus.port_read(CONFIG_ADDRESS, &mut data));
+        assert_eq!(u32::from_le_bytes(data), 0x8000_a000);
+    }
+}

@@ -1,0 +1,334 @@
+//! The report for people: aligned columns, colour only on a terminal.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::time::Duration;
+
+use amdvi_hostcap::Decision;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::Summary;
+use crate::run::machine::Machine;
+use crate::run::plan::Job;
+use crate::run::{Accel, Outcome};
+
+/// Width of the scenario names.
+const NAME: usize = 20;
+/// Width to which sentences are wrapped.
+const LINE: usize = 100;
+
+#[derive(Clone, Copy)]
+enum Colour {
+    Bold = 1,
+    Dim = 2,
+    Red = 31,
+    Green = 32,
+    Yellow = 33,
+}
+
+/// Prints the report while the run goes on.
+pub struct Human {
+    out: Box<dyn Write>,
+    terminal: bool,
+}
+
+/// The line that shows which scenario is running; gone when it is finished.
+pub struct Progress(Option<ProgressBar>);
+
+impl Human {
+    /// Prints to `out`; in colour, and with a progress line, if that is a terminal.
+    pub fn new(out: Box<dyn Write>, terminal: bool) -> Self {
+        Self { out, terminal }
+    }
+
+    fn paint(&self, colour: Colour, text: &str) -> String {
+        if self.terminal {
+            format!("\x1b[{}m{text}\x1b[0m", colour as u8)
+        } else {
+            text.to_owned()
+        }
+    }
+
+    /// A report that nobody reads any more (a closed pipe) is not the run's failure.
+    fn line(&mut self, text: &str) {
+        let _ = writeln!(self.out, "{}", text.trim_end());
+        let _ = self.out.flush();
+    }
+
+    fn field(&mut self, name: &str, text: &str) {
+        let name = self.paint(Colour::Bold, &format!("{name:<11}"));
+        for (n, part) in wrap(text, LINE - 11).iter().enumerate() {
+            let line = if n == 0 {
+                format!("{name}{part}")
+            } else {
+                format!("{:11}{part}", "")
+            };
+            self.line(&line);
+        }
+    }
+
+    /// Host, request and offer.
+    pub fn header(&mut self, accel: &Accel, why: &str, machine: &Machine) {
+        self.field("Runs on", &format!("{}: {why}", accel.name()));
+        self.field("Host IOMMU", &machine.host_caps.to_string());
+        self.field("Requested", &machine.requested.text);
+        let offered = match machine.interrupts_per_function() {
+            0 => "no interrupt remapping".to_owned(),
+            n => format!("{n} interrupts per function"),
+        };
+        self.field("Offered", &offered);
+        self.line("");
+        self.decisions(&machine.offer.decisions);
+        self.line("");
+        let title = format!(
+            "{:<6} {:<NAME$} {:>9} {:>8} {:>7} {:>8} {:>8}",
+            "", "Scenario", "delivered", "blocked", "events", "ns/irq", "ms"
+        );
+        let title = self.paint(Colour::Bold, &title);
+        self.line(&title);
+    }
+
+    fn decisions(&mut self, decisions: &[Decision]) {
+        let title = format!("{:<14} {:<9} {:<8} Why", "Feature", "requested", "granted");
+        let title = self.paint(Colour::Bold, &title);
+        self.line(&title);
+        let (asked, rest): (Vec<_>, Vec<_>) = decisions
+            .iter()
+            .partition(|decision| decision.requested.is_on());
+        for decision in asked {
+            let granted = format!("{:<8}", decision.granted.to_string());
+            let colour = if decision.is_withheld() {
+                Colour::Yellow
+            } else {
+                Colour::Green
+            };
+            let granted = self.paint(colour, &granted);
+            for (n, part) in wrap(&decision.reason, LINE - 34).iter().enumerate() {
+                let line = if n == 0 {
+                    let requested = decision.requested.to_string();
+                    format!(
+                        "{:<14} {requested:<9} {granted} {part}",
+                        decision.feature.name()
+                    )
+                } else {
+                    format!("{:34}{part}", "")
+                };
+                self.line(&line);
+            }
+        }
+        if !rest.is_empty() {
+            let names: Vec<_> = rest
+                .iter()
+                .map(|decision| decision.feature.name())
+                .collect();
+            let text = format!("not requested: {}", names.join(", "));
+            for part in wrap(&text, LINE) {
+                let part = self.paint(Colour::Dim, &part);
+                self.line(&part);
+            }
+        }
+    }
+
+    /// A scenario begins: `number` of `total`.
+    pub fn start(&mut self, job: &Job, number: usize, total: usize) -> Progress {
+        if !self.terminal {
+            return Progress(None);
+        }
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+            bar.set_style(style);
+        }
+        bar.set_message(format!(
+            "{number}/{total} {}: {}",
+            job.scenario.name, job.scenario.about
+        ));
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Progress(Some(bar))
+    }
+
+    /// The scenario is over.
+    pub fn finish(&mut self, progress: Progress, outcome: &Outcome) {
+        if let Some(bar) = progress.0 {
+            bar.finish_and_clear();
+        }
+        let result = if outcome.passed {
+            self.paint(Colour::Green, "ok    ")
+        } else {
+            self.paint(Colour::Red, "FAILED")
+        };
+        let time = match outcome.ns_per_interrupt {
+            0 => "-".to_owned(),
+            ns => ns.to_string(),
+        };
+        let mut line = String::new();
+        let _ = write!(
+            line,
+            "{result} {:<NAME$} {:>9} {:>8} {:>7} {time:>8} {:>8}",
+            outcome.name, outcome.delivered, outcome.blocked, outcome.events, outcome.ms
+        );
+        self.line(&line);
+        for part in wrap(&outcome.detail, LINE - 7) {
+            let part = if outcome.passed {
+                self.paint(Colour::Dim, &part)
+            } else {
+                part
+            };
+            self.line(&format!("{:7}{part}", ""));
+        }
+        if outcome.on_its_own_machine {
+            let text = format!(
+                "on its own machine, which what was requested can't stand in for: {}, host {}",
+                outcome.device, outcome.host_caps
+            );
+            for part in wrap(&text, LINE - 7) {
+                let part = self.paint(Colour::Dim, &part);
+                self.line(&format!("{:7}{part}", ""));
+            }
+        }
+        if !outcome.passed {
+            for text in &outcome.log {
+                self.line(&format!("{:7}| {text}", ""));
+            }
+        }
+    }
+
+    /// The last line.
+    pub fn verdict(&mut self, summary: &Summary<'_>) {
+        let total = summary.outcomes.len();
+        let failed: Vec<_> = summary
+            .outcomes
+            .iter()
+            .filter(|outcome| !outcome.passed)
+            .map(|outcome| outcome.name)
+            .collect();
+        let accel = summary.accel.name();
+        let verdict = if summary.passed() {
+            self.paint(
+                Colour::Green,
+                &format!("PASSED: all {total} scenarios, {accel}"),
+            )
+        } else {
+            let names = failed.join(", ");
+            let count = failed.len();
+            self.paint(
+                Colour::Red,
+                &format!("FAILED: {count} of {total} scenarios, {accel}: {names}"),
+            )
+        };
+        self.line("");
+        self.line(&verdict);
+    }
+}
+
+/// Breaks text at spaces (and at the commas of a property string) into lines of `width`
+/// characters; a longer word stays whole.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for paragraph in text.lines() {
+        let mut line = String::new();
+        for word in paragraph.split_inclusive([' ', ',']) {
+            if !line.is_empty() && line.chars().count() + word.trim_end().chars().count() > width {
+                lines.push(line.trim_end().to_owned());
+                line.clear();
+            }
+            line.push_str(word);
+        }
+        lines.push(line.trim_end().to_owned());
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn outcome(passed: bool) -> Outcome {
+        Outcome {
+            name: "intremap-2k",
+            passed,
+            delivered: 2048,
+            blocked: 0,
+            events: 0,
+            ns_per_interrupt: 321,
+            detail: "2048 of 2048".into(),
+            accel: "in-process",
+            ms: 12,
+            device: "amd-iommu".into(),
+            host_caps: "none".into(),
+            on_its_own_machine: false,
+            log: vec!["a line of the guest".into()],
+        }
+    }
+
+    fn printed(terminal: bool, passed: bool) -> String {
+        let buffer = Buffer::default();
+        let mut human = Human::new(Box::new(buffer.clone()), terminal);
+        let device = "amd-iommu,numint2k=on".parse().unwrap();
+        let machine = Machine::new(&device, &"mock:numint2k=off".parse().unwrap());
+        human.header(&Accel::InProcess, "there is no /dev/kvm", &machine);
+        let outcomes = [outcome(passed)];
+        human.finish(Progress(None), &outcomes[0]);
+        let summary = Summary {
+            accel: &Accel::InProcess,
+            host: "",
+            machine: &machine,
+            outcomes: &outcomes,
+        };
+        human.verdict(&summary);
+        String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn a_report_says_where_it_ran_what_was_offered_and_why_and_the_verdict() {
+        let text = printed(false, true);
+        assert!(text.contains("in-process: there is no /dev/kvm"), "{text}");
+        assert!(text.contains("512 interrupts per function"), "{text}");
+        let row = text
+            .lines()
+            .find(|line| line.starts_with("numint2k "))
+            .unwrap();
+        let columns: Vec<_> = row.split_whitespace().take(3).collect();
+        assert_eq!(columns, ["numint2k", "on", "off"]);
+        assert!(
+            text.ends_with("PASSED: all 1 scenarios, in-process\n"),
+            "{text}"
+        );
+        assert!(!text.contains("a line of the guest"));
+    }
+
+    #[test]
+    fn a_failed_scenario_shows_the_guest_s_log_and_fails_the_verdict() {
+        let text = printed(false, false);
+        assert!(text.contains("| a line of the guest"), "{text}");
+        assert!(
+            text.ends_with("FAILED: 1 of 1 scenarios, in-process: intremap-2k\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn colour_is_only_for_terminals() {
+        assert!(!printed(false, true).contains('\x1b'));
+        assert!(printed(true, true).contains('\x1b'));
+    }
+
+    #[test]
+    fn long_sentences_are_wrapped_at_words() {
+        assert_eq!(wrap("one two three", 8), ["one two", "three"]);
+        assert_eq!(wrap("unbreakable", 4), ["unbreakable"]);
+        assert_eq!(wrap("", 4), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,131 @@
+//! A board whose CPUs are KVM's.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use amdvi_guest::report::Report;
+use amdvi_irt::Delivery;
+use amdvi_vmm_glue::kvm::RouteTable;
+use kvm_ioctls::VmFd;
+
+use super::plan::Job;
+use crate::board::{Board, Injector};
+use crate::kvm::{self, Bus, Config, Machine, Payload, Start};
+use crate::layout;
+
+impl Bus for Board {
+    fn port_in(&self, port: u16, data: &mut [u8]) {
+        self.port_read(port, data);
+    }
+
+    fn port_out(&self, port: u16, data: &[u8]) {
+        self.port_write(port, data);
+    }
+
+    fn mmio_read(&self, gpa: u64, data: &mut [u8]) {
+        Self::mmio_read(self, gpa, data);
+    }
+
+    fn mmio_write(&self, gpa: u64, data: &[u8]) {
+        Self::mmio_write(self, gpa, data);
+    }
+
+    fn ioapic_eoi(&self, vector: u8) {
+        self.eoi(vector);
+    }
+}
+
+/// What a guest can make go wrong on the host's side again and again is kept this often.
+const MOST_PROBLEMS: usize = 8;
+
+/// Interrupts and EOI routes of the VM.
+struct VmInjector {
+    cpus: kvm::Injector,
+    vm: Arc<VmFd>,
+    routes: Arc<Mutex<RouteTable>>,
+    problems: Arc<Mutex<Vec<String>>>,
+}
+
+impl VmInjector {
+    fn note(&self, problem: String) {
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        if problems.len() < MOST_PROBLEMS && !problems.contains(&problem) {
+            problems.push(problem);
+        }
+    }
+
+    fn routes(&self) -> std::sync::MutexGuard<'_, RouteTable> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Injector for VmInjector {
+    fn inject(&self, delivery: &Delivery) {
+        match self.cpus.deliver(delivery) {
+            Ok(kvm::Injected::Refused(why)) => self.note(format!("not delivered: {why}")),
+            Ok(_) => {}
+            Err(error) => self.note(error.to_string()),
+        }
+    }
+
+    fn route_pin(&self, pin: u8, delivery: Option<&Delivery>) {
+        let set = self.routes().set(u32::from(pin), delivery);
+        if let Err(error) = set {
+            self.note(format!("IOAPIC pin {pin}: {error}"));
+        }
+    }
+
+    fn commit_routes(&self) {
+        let committed = self.routes().commit(&*self.vm);
+        if let Err(error) = committed {
+            self.note(format!("IOAPIC routes: {error}"));
+        }
+    }
+}
+
+/// Runs a scenario in a fresh VM: its report and what it printed.
+pub(super) fn run(
+    job: &Job,
+    payload: &Payload,
+    timeout: Duration,
+) -> (Result<Report, String>, Vec<String>) {
+    let problems = Arc::default();
+    let mut log = Vec::new();
+    let result = build_and_run(job, payload, timeout, &problems, &mut log);
+    log.append(&mut problems.lock().unwrap_or_else(PoisonError::into_inner));
+    (result, log)
+}
+
+fn build_and_run(
+    job: &Job,
+    payload: &Payload,
+    timeout: Duration,
+    problems: &Arc<Mutex<Vec<String>>>,
+    log: &mut Vec<String>,
+) -> Result<Report, String> {
+    let config = Config {
+        ram_bytes: layout::RAM_SIZE,
+        apic_ids: job.apic_ids.clone(),
+        timeout,
+    };
+    let machine = Machine::new(config).map_err(|error| error.to_string())?;
+    let injector = Arc::new(VmInjector {
+        cpus: machine.injector(),
+        vm: Arc::clone(machine.vm()),
+        routes: Arc::clone(machine.routes()),
+        problems: Arc::clone(problems),
+    });
+    // A clone maps the same memory.
+    let memory = Arc::new(machine.memory().clone());
+    let board = Board::new(&job.machine.options, &memory, &job.apic_ids, injector)
+        .map_err(|error| error.to_string())?;
+    let start = Start {
+        rsdp: layout::RSDP,
+        scenario: job.index as u64,
+    };
+    let run = machine
+        .run(Arc::new(board), payload, start)
+        .map_err(|error| error.to_string())?;
+    log.extend(run.log.lines().map(str::to_owned));
+    Ok(run.report)
+}
