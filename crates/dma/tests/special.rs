@@ -404,6 +404,10 @@ fn an_exclusion_range_that_ends_before_it_begins_is_empty() {
     for iova in [0, 0x8ffc, 0x9000, 0xa000] {
         assert!(dma(&context, q0(4), q1(), Access::Read, iova, &memory).is_err());
     }
+    assert_eq!(
+        classify(&context, true, 0x1000),
+        (AddressClass::Memory, 0xfedf_ffff)
+    );
 }
 
 #[test]
