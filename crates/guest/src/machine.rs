@@ -8,7 +8,7 @@ use crate::endpoint::{Record, outcome};
 use crate::failure::{Result, bail, ensure};
 use crate::iommu::irt::Irt;
 use crate::iommu::{Config, Iommu};
-use crate::ivrs::{self, Ivrs, Special};
+use crate::ivrs::{self, Coverage, Ivrs, Special};
 use crate::pci::{CAP_IOMMU, CLASS_IOMMU, Pci};
 use crate::platform::Platform;
 use crate::testdev::TestDevice;
@@ -326,4 +326,15 @@ pub const fn name(value: u32) -> &'static str {
         outcome::POSTED => "posted",
         _ => "unknown",
     }
+}
+
+/// What the IVRS says about requests of `device`.
+pub fn coverage<P: Platform + ?Sized>(p: &P, device: DeviceId) -> Result<Option<Coverage>> {
+    let Some(table) = Xsdt::find(p)?.table(p, b"IVRS")? else {
+        bail!("the XSDT lists no IVRS: there is no AMD IOMMU");
+    };
+    let mut bytes = [0; MAX_IVRS];
+    Ivrs::new(table.copy(p, &mut bytes)?)?
+        .ivhd()?
+        .coverage(device)
 }

@@ -3,12 +3,25 @@
 //! Each scenario is a real guest driver's view of one promise of the device. It fails loudly: the
 //! report's detail says what was expected and what was seen.
 
+mod commands;
+mod discover;
+mod dma;
+mod faults;
+mod guest_mode;
+mod ioapic;
+mod logs;
+mod own;
+mod remap;
+mod retarget;
+mod state;
+mod types;
+
 use core::fmt::Write;
 
+use crate::failure::{Failure, Result};
+use crate::machine::Machine;
 use crate::platform::Platform;
 use crate::report::Report;
-
-mod discover;
 
 /// The machine that a scenario needs; the VMM builds it before the scenario starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,13 +47,6 @@ pub struct Scenario {
     pub needs: Needs,
 }
 
-/// Why a scenario stopped: the report's detail already says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Failed;
-
-/// How a scenario ends.
-pub type Outcome = Result<(), Failed>;
-
 macro_rules! scenarios {
     ($($name:literal, $about:literal, $needs:expr => $run:path;)*) => {
         /// Every scenario, in the order in which they are run.
@@ -48,30 +54,85 @@ macro_rules! scenarios {
             $(Scenario { name: $name, about: $about, needs: $needs },)*
         ];
 
-        fn dispatch<P: Platform + ?Sized>(name: &str, p: &mut P, report: &mut Report) -> Outcome {
+        fn dispatch<P: Platform + ?Sized>(
+            name: &str,
+            p: &mut P,
+            report: &mut Report,
+        ) -> Result<()> {
             match name {
                 $($name => $run(p, report),)*
-                _ => fail(report, format_args!("no scenario is called {name}")),
+                _ => Err(Failure::new(format_args!("no scenario is called {name}"))),
             }
         }
     };
 }
 
-/// Options of a device with every interrupt feature.
-const FULL: &str = "amd-iommu,intremap=on,xtsup=on,numint2k=on";
+/// Options of a device with 2048 interrupts per function.
+const TWO_K: &str = "amd-iommu,intremap=on,xtsup=on,numint2k=on";
+/// Options of a device without.
+const PLAIN: &str = "amd-iommu,intremap=on,xtsup=on";
+/// Options of a device with the guest virtual APIC.
+const GUEST_APIC: &str = "amd-iommu,intremap=on,xtsup=on,vapic=on";
+/// Options of a device that remaps DMA as well.
+const DMA: &str = "amd-iommu,intremap=on,dma-remap=on";
 
-const fn needs(device: &'static str) -> Needs {
+const fn needs(device: &'static str, cpus: usize) -> Needs {
     Needs {
         device,
         host_caps: "",
-        cpus: 2,
+        cpus,
         high_apic_id: false,
     }
 }
 
+const fn passed_through(host_caps: &'static str) -> Needs {
+    Needs {
+        host_caps,
+        ..needs(TWO_K, 2)
+    }
+}
+
 scenarios! {
-    "discover", "finds the IOMMU through ACPI and PCI, and both agree",
-        needs(FULL) => discover::run;
+    "discover", "ACPI and PCI lead to one IOMMU and agree about it",
+        needs(TWO_K, 1) => discover::run;
+    "intremap-512", "512 interrupts through one table; everything above is blocked",
+        needs(PLAIN, 2) => remap::plain;
+    "intremap-2k", "2048 interrupts through one table, each where its entry says",
+        needs(TWO_K, 4) => remap::two_k;
+    "intremap-2k-off", "without numint2k=on the guest sees exactly the 512 behaviour",
+        needs(PLAIN, 2) => remap::not_offered;
+    "host-without-2k", "numint2k=on on a host without it: the guest sees 512",
+        passed_through("mock:numint2k=off") => remap::not_offered;
+    "legacy-vfio", "numint2k=on behind a legacy VFIO container: the guest sees 512",
+        passed_through("legacy-vfio") => remap::not_offered;
+    "blocked-and-logged", "every fault of the interrupt path, with its event record",
+        needs(TWO_K, 2) => faults::run;
+    "nmi-init-extint", "message types that go by the DTE's pass bits",
+        needs(PLAIN, 2) => types::run;
+    "ioapic", "IOAPIC pins through the table: edge, level, EOI, re-fire",
+        needs(TWO_K, 2) => ioapic::run;
+    "x2apic-dest", "a destination above 255",
+        Needs { high_apic_id: true, ..needs(PLAIN, 2) } => remap::x2apic;
+    "msi-retarget", "entries rewritten while a device fires: none lost, none late",
+        needs(PLAIN, 3) => retarget::run;
+    "completion-wait", "COMPLETION_WAIT: store, interrupt, flush, order, wrap",
+        needs(PLAIN, 2) => commands::completion_wait;
+    "command-errors", "a bad command stops the ring, is logged, and the ring restarts",
+        needs(PLAIN, 1) => commands::errors;
+    "event-overflow", "a full event log stops, says so, and starts again",
+        needs(PLAIN, 2) => logs::run;
+    "guest-mode", "guest virtual APIC: IRR in the backing page, GA log",
+        needs(GUEST_APIC, 2) => guest_mode::run;
+    "own-interrupt", "the IOMMU's own interrupts, by MSI and by the XT registers",
+        needs(PLAIN, 2) => own::run;
+    "save-restore", "state saved mid-scenario and restored into a new device",
+        needs(TWO_K, 2) => state::save_restore;
+    "reset", "registers at their reset values, and the device usable again",
+        needs(PLAIN, 2) => state::reset;
+    "dma-identity-blocked", "DMA untranslated, by permission, and blocked",
+        needs(DMA, 1) => dma::identity;
+    "dma-v1", "DMA through a host page table",
+        needs(DMA, 1) => dma::v1;
 }
 
 /// Runs scenario `index` of [`ALL`] on the machine behind `p`.
@@ -81,16 +142,64 @@ pub fn run<P: Platform + ?Sized>(index: usize, p: &mut P) -> Report {
     let mut report = Report::new();
     let outcome = match ALL.get(index) {
         Some(scenario) => dispatch(scenario.name, p, &mut report),
-        None => fail(&mut report, format_args!("no scenario has index {index}")),
+        None => Err(Failure::new(format_args!("no scenario has index {index}"))),
     };
+    if let Err(failure) = &outcome {
+        report.detail_len = 0;
+        let _ = report.write_str(failure.text());
+    }
     report.passed = u64::from(outcome.is_ok());
     report.magic = Report::MAGIC;
     report
 }
 
-/// Writes why the scenario failed, in front of nothing else: what was said before is dropped.
-fn fail(report: &mut Report, why: core::fmt::Arguments<'_>) -> Outcome {
-    report.detail_len = 0;
-    let _ = report.write_fmt(why);
-    Err(Failed)
+/// Puts the machine's counters into the report, and what was verified.
+fn done<P: Platform + ?Sized>(
+    m: &Machine<'_, P>,
+    report: &mut Report,
+    verified: core::fmt::Arguments<'_>,
+) -> Result<()> {
+    report.delivered = m.delivered;
+    report.blocked = m.blocked;
+    report.events = m.events;
+    let _ = report.write_fmt(verified);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Fake;
+
+    #[test]
+    fn names_are_unique_and_fit_an_option() {
+        for (n, scenario) in ALL.iter().enumerate() {
+            assert!(
+                scenario
+                    .name
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
+                "{}",
+                scenario.name
+            );
+            assert!(ALL[n + 1..].iter().all(|other| other.name != scenario.name));
+            assert!((1..=crate::boot::MAX_CPUS).contains(&scenario.needs.cpus));
+        }
+    }
+
+    #[test]
+    fn a_machine_without_tables_fails_every_scenario_with_a_reason() {
+        for index in 0..ALL.len() {
+            let report = run(index, &mut Fake::new());
+            assert_eq!((report.magic, report.passed), (Report::MAGIC, 0));
+            assert!(report.detail().contains("RSDP"), "{}", report.detail());
+        }
+    }
+
+    #[test]
+    fn an_index_without_a_scenario_fails() {
+        let report = run(ALL.len(), &mut Fake::new());
+        assert_eq!((report.magic, report.passed), (Report::MAGIC, 0));
+        assert!(report.detail().contains("no scenario has index"));
+    }
 }
