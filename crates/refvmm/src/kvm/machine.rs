@@ -209,6 +209,11 @@ impl Machine {
         let khz = self.vcpus[0]
             .get_tsc_khz()
             .map_err(KvmError::call("KVM_GET_TSC_KHZ"))?;
+        if khz < 1000 {
+            return Err(KvmError::Config(format!(
+                "KVM_GET_TSC_KHZ says {khz} kHz, so the payload would have no clock"
+            )));
+        }
         let mut apic_ids = [0; MAX_CPUS];
         apic_ids[..self.config.apic_ids.len()].copy_from_slice(&self.config.apic_ids);
         let boot = BootInfo {
@@ -217,7 +222,7 @@ impl Machine {
             heap_start: heap.start,
             heap_end: heap.end,
             scenario: start.scenario,
-            tsc_per_us: u64::from(khz / 1000).max(1),
+            tsc_per_us: u64::from(khz / 1000),
             cpus: self.config.apic_ids.len() as u64,
             apic_ids,
         };
