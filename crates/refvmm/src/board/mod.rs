@@ -11,6 +11,8 @@ mod ioapic;
 pub mod pci;
 mod recorder;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::sync::Arc;

@@ -1,0 +1,365 @@
+//! The board as its CPUs see it, with an IOMMU that is not enabled: requests pass unchanged.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use amdvi_guest::endpoint::{ID_VALUE, Record, outcome, reg, vmm};
+use amdvi_irt::{Delivery, Trigger};
+use amdvi_regs::mmio::offset;
+use std::sync::Mutex;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::{Board, Injector, ram};
+use crate::layout;
+
+/// CPUs that remember what they were sent, and the routes that the EOIs take.
+#[derive(Default)]
+struct Log {
+    sent: Mutex<Vec<Delivery>>,
+    routes: Mutex<Vec<(u8, bool)>>,
+}
+
+impl Log {
+    fn take(&self) -> Vec<Delivery> {
+        std::mem::take(&mut self.sent.lock().unwrap())
+    }
+
+    fn vectors(&self) -> Vec<u8> {
+        self.take().iter().map(|delivery| delivery.vector).collect()
+    }
+}
+
+impl Injector for Log {
+    fn inject(&self, delivery: &Delivery) {
+        self.sent.lock().unwrap().push(*delivery);
+    }
+
+    fn route_pin(&self, pin: u8, delivery: Option<&Delivery>) {
+        self.routes.lock().unwrap().push((pin, delivery.is_some()));
+    }
+}
+
+struct Machine {
+    board: Board,
+    memory: Arc<GuestMemoryMmap>,
+    log: Arc<Log>,
+}
+
+/// Offset of the MSI-X capability's Message Control in the endpoint's ECAM page.
+const MSIX_CONTROL: u64 = layout::ECAM_BASE + (5 << 15) + 0x42;
+
+impl Machine {
+    fn new() -> Self {
+        let memory = ram().unwrap();
+        let log = Arc::new(Log::default());
+        let options = "amd-iommu,numint2k=on".parse().unwrap();
+        let board = Board::new(&options, &memory, &[0, 1], Arc::clone(&log) as _).unwrap();
+        Self { board, memory, log }
+    }
+
+    fn read(&self, gpa: u64) -> u32 {
+        let mut data = [0; 4];
+        self.board.mmio_read(gpa, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn read64(&self, gpa: u64) -> u64 {
+        let mut data = [0; 8];
+        self.board.mmio_read(gpa, &mut data);
+        u64::from_le_bytes(data)
+    }
+
+    fn write(&self, gpa: u64, value: u32) {
+        self.board.mmio_write(gpa, &value.to_le_bytes());
+    }
+
+    fn endpoint(&self, register: u64) -> u32 {
+        self.read(u64::from(layout::ENDPOINT_BAR0) + register)
+    }
+
+    fn endpoint64(&self, register: u64) -> u64 {
+        self.read64(u64::from(layout::ENDPOINT_BAR0) + register)
+    }
+
+    fn tell(&self, register: u64, value: u32) {
+        self.write(u64::from(layout::ENDPOINT_BAR0) + register, value);
+    }
+
+    /// Programs and unmasks vector `n` of the table with data `data`.
+    fn program(&self, n: u64, data: u32) {
+        let at = u64::from(layout::ENDPOINT_BAR2) + 16 * n;
+        self.write(at, 0xfee0_0000);
+        self.write(at + 4, 0);
+        self.write(at + 8, data);
+        self.write(at + 12, 0);
+    }
+
+    fn msix(&self, control: u16) {
+        self.board.mmio_write(MSIX_CONTROL, &control.to_le_bytes());
+    }
+
+    /// Writes an IOAPIC register.
+    fn ioapic(&self, index: u32, value: u32) {
+        self.write(layout::IOAPIC_BASE, index);
+        self.write(layout::IOAPIC_BASE + 0x10, value);
+    }
+
+    fn iommu(&self, register: u64) -> u64 {
+        0xfeb8_0000 + register
+    }
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < end, "{what} never happened");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn the_endpoint_says_who_it_is() {
+    let m = Machine::new();
+    assert_eq!(m.endpoint(reg::ID), ID_VALUE);
+    assert_eq!(m.read(layout::ECAM_BASE + (5 << 15)), 0x2048_1af5);
+    // MSI-X: table of 2048 vectors in BAR 2, pending bits in BAR 4.
+    assert_eq!(m.read(MSIX_CONTROL - 2) >> 16, 2047);
+    assert_eq!((m.read(MSIX_CONTROL + 2), m.read(MSIX_CONTROL + 6)), (2, 4));
+}
+
+#[test]
+fn what_nobody_decodes_reads_as_all_ones() {
+    let m = Machine::new();
+    assert_eq!(m.read(0xd000_0000), u32::MAX);
+    assert_eq!(m.read(0xfed0_0000), u32::MAX);
+    let mut data = [0; 2];
+    m.board.port_read(0x1234, &mut data);
+    assert_eq!(data, [0xff; 2]);
+}
+
+#[test]
+fn fire_sends_the_vector_s_message_and_records_it() {
+    let m = Machine::new();
+    m.program(2047, 0x41);
+    m.tell(reg::FIRE, 2047);
+    assert_eq!(
+        m.endpoint(reg::OUTCOME),
+        outcome::MASKED,
+        "MSI-X is disabled"
+    );
+    m.msix(0x8000);
+    m.tell(reg::FIRE, 2047);
+    assert_eq!(m.endpoint(reg::OUTCOME), outcome::DELIVERED);
+    assert_eq!(m.log.vectors(), [0x41]);
+    assert_eq!(
+        (m.endpoint64(reg::DELIVERED), m.endpoint64(reg::RECORDED)),
+        (1, 1)
+    );
+    let record = Record::from_bits(m.endpoint64(reg::RECORD_0)).unwrap();
+    assert_eq!((record.vector, record.dest), (0x41, 0));
+    m.tell(reg::RESET_STATS, 1);
+    assert_eq!(
+        (m.endpoint64(reg::DELIVERED), m.endpoint64(reg::RECORD_0)),
+        (0, 0)
+    );
+}
+
+#[test]
+fn a_range_is_sent_in_order_and_ends_with_the_table() {
+    let m = Machine::new();
+    m.msix(0x8000);
+    for n in 0..4 {
+        m.program(2044 + n, 0x50 + n as u32);
+    }
+    m.tell(reg::FIRE_START, 2044);
+    m.tell(reg::FIRE_COUNT, u32::MAX);
+    assert_eq!(m.log.vectors(), [0x50, 0x51, 0x52, 0x53]);
+    assert_eq!(
+        (m.endpoint(reg::FIRE_START), m.endpoint(reg::FIRE_COUNT)),
+        (2044, u32::MAX)
+    );
+}
+
+#[test]
+fn unmasking_sends_what_is_pending() {
+    let m = Machine::new();
+    m.msix(0xc000);
+    m.program(7, 0x47);
+    m.tell(reg::FIRE, 7);
+    assert_eq!(m.endpoint(reg::OUTCOME), outcome::MASKED);
+    assert_eq!(m.read(u64::from(layout::ENDPOINT_BAR4)), 1 << 7);
+    m.msix(0x8000);
+    assert_eq!(m.log.vectors(), [0x47]);
+    assert_eq!(m.read(u64::from(layout::ENDPOINT_BAR4)), 0);
+}
+
+#[test]
+fn a_raw_message_and_a_dma_write_to_the_window_are_interrupts() {
+    let m = Machine::new();
+    m.tell(reg::RAW_ADDRESS, 0xfee0_1000);
+    m.tell(reg::RAW_DATA, 0x61);
+    assert_eq!(m.endpoint(reg::OUTCOME), outcome::DELIVERED);
+    m.tell(reg::DMA_BUFFER, 0x62);
+    m.tell(reg::DMA_IOVA, 0xfee0_0000);
+    m.tell(reg::DMA_LENGTH, 4);
+    m.tell(reg::DMA_COMMAND, 2);
+    assert_eq!(m.endpoint(reg::DMA_STATUS), 1);
+    let sent = m.log.take();
+    assert_eq!((sent[0].vector, sent[0].dest), (0x61, 1));
+    assert_eq!((sent[1].vector, sent[1].dest), (0x62, 0));
+}
+
+#[test]
+fn dma_copies_in_both_directions_and_aborts_where_there_is_no_memory() {
+    let m = Machine::new();
+    let at = layout::HEAP_START;
+    m.memory
+        .write_obj(0x1122_3344_5566_7788u64, GuestAddress(at))
+        .unwrap();
+    m.tell(reg::DMA_IOVA, at as u32);
+    m.tell(reg::DMA_LENGTH, 8);
+    m.tell(reg::DMA_COMMAND, 1);
+    assert_eq!(m.endpoint(reg::DMA_STATUS), 1);
+    assert_eq!(m.endpoint64(reg::DMA_BUFFER), 0x1122_3344_5566_7788);
+    m.tell(reg::DMA_IOVA, at as u32 + 0x100);
+    m.tell(reg::DMA_COMMAND, 2);
+    assert_eq!(
+        m.memory.read_obj::<u64>(GuestAddress(at + 0x100)).unwrap(),
+        0x1122_3344_5566_7788
+    );
+    m.tell(reg::DMA_IOVA, 0xb000_0000);
+    m.tell(reg::DMA_COMMAND, 1);
+    assert_eq!(m.endpoint(reg::DMA_STATUS), 2);
+}
+
+#[test]
+fn a_level_pin_fires_again_after_its_eoi_while_it_is_asserted() {
+    let m = Machine::new();
+    m.ioapic(0x10 + 2 * 9, 0x8071);
+    m.tell(reg::PIN, 9 << 8 | 1);
+    m.tell(reg::PIN, 9 << 8 | 1);
+    let sent = m.log.take();
+    assert_eq!(sent.len(), 1);
+    assert_eq!((sent[0].vector, sent[0].trigger), (0x71, Trigger::Level));
+    assert!(
+        m.log.routes.lock().unwrap().contains(&(9, true)),
+        "the EOI has a way back"
+    );
+    m.board.eoi(0x71);
+    assert_eq!(m.log.vectors(), [0x71]);
+    m.tell(reg::PIN, 9 << 8);
+    m.board.eoi(0x71);
+    assert!(m.log.vectors().is_empty());
+}
+
+#[test]
+fn a_pin_that_does_not_exist_is_ignored() {
+    let m = Machine::new();
+    m.tell(reg::PIN, 0xff << 8 | 1);
+    assert!(m.log.vectors().is_empty());
+}
+
+#[test]
+fn the_stream_sends_round_robin_until_it_is_stopped() {
+    let m = Machine::new();
+    m.msix(0x8000);
+    m.program(0, 0x80);
+    m.program(1, 0x81);
+    m.tell(reg::FIRE_START, 0);
+    m.tell(reg::FIRE_COUNT, 2);
+    assert_eq!(m.log.vectors(), [0x80, 0x81]);
+    m.tell(reg::STORM, 1);
+    assert_eq!(m.endpoint(reg::STORM), 1);
+    eventually("the fourth message", || m.endpoint64(reg::STORM_SENT) >= 4);
+    m.tell(reg::STORM, 0);
+    assert_eq!(m.endpoint(reg::STORM), 0);
+    let sent = m.endpoint64(reg::STORM_SENT);
+    let vectors = m.log.vectors();
+    assert_eq!(
+        vectors.len() as u64,
+        sent,
+        "the last one is delivered when the stop returns"
+    );
+    assert!(
+        vectors
+            .iter()
+            .zip([0x80, 0x81].iter().cycle())
+            .all(|(a, b)| a == b)
+    );
+}
+
+#[test]
+fn a_restored_device_has_the_registers_and_the_requesters_of_the_saved_one() {
+    let m = Machine::new();
+    m.msix(0x8000);
+    m.program(0, 0x90);
+    m.board.mmio_write(
+        m.iommu(offset::EVENT_LOG_BASE),
+        &0x0800_0000_0020_0000u64.to_le_bytes(),
+    );
+    let before = m.read64(m.iommu(offset::EVENT_LOG_BASE));
+    assert_ne!(before, 0);
+    m.tell(reg::STORM, 1);
+    m.tell(reg::VMM_COMMAND, vmm::SAVE_RESTORE);
+    assert_eq!(m.endpoint(reg::VMM_STATUS), 0);
+    assert_eq!(m.read64(m.iommu(offset::EVENT_LOG_BASE)), before);
+    m.tell(reg::STORM, 0);
+    m.log.take();
+    m.tell(reg::FIRE, 0);
+    assert_eq!(m.log.vectors(), [0x90]);
+}
+
+#[test]
+fn a_reset_device_has_its_registers_at_their_reset_values() {
+    let m = Machine::new();
+    m.board.mmio_write(
+        m.iommu(offset::EVENT_LOG_BASE),
+        &0x0800_0000_0020_0000u64.to_le_bytes(),
+    );
+    m.tell(reg::VMM_COMMAND, vmm::RESET);
+    assert_eq!(m.endpoint(reg::VMM_STATUS), 0);
+    assert_eq!(
+        m.read64(m.iommu(offset::EVENT_LOG_BASE)) & 0x000f_ffff_ffff_f000,
+        0
+    );
+    m.tell(reg::VMM_COMMAND, 99);
+    assert_eq!(m.endpoint(reg::VMM_STATUS), 1, "no such command");
+}
+
+#[test]
+fn a_guest_that_pokes_everything_everywhere_harms_nothing() {
+    let m = Machine::new();
+    // A small generator: the same accesses each time, of all widths and alignments.
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for _ in 0..20_000 {
+        let base = match next() % 6 {
+            0 => u64::from(layout::ENDPOINT_BAR0),
+            1 => u64::from(layout::ENDPOINT_BAR2),
+            2 => u64::from(layout::ENDPOINT_BAR4),
+            3 => layout::IOAPIC_BASE,
+            4 => layout::ECAM_BASE + (next() & 0x1f << 15),
+            _ => m.iommu(0),
+        };
+        let gpa = base + next() % 0x1010;
+        let len = 1 + (next() % 8) as usize;
+        let mut data = next().to_le_bytes();
+        if next() % 2 == 0 {
+            // The stream would only cost time.
+            if gpa.abs_diff(u64::from(layout::ENDPOINT_BAR0) + reg::STORM) > 8 {
+                m.board.mmio_write(gpa, &data[..len]);
+            }
+        } else {
+            m.board.mmio_read(gpa, &mut data[..len]);
+        }
+        let port = 0xcf0 + (next() % 0x10) as u16;
+        let width = 1 << (next() % 3);
+        m.board.port_write(port, &data[..width]);
+        m.board.port_read(port, &mut data[..width]);
+    }
+}
