@@ -283,7 +283,7 @@ fn registers_print_set_flags_and_non_zero_fields_by_their_names() {
         ),
         (
             CounterAddress::from_offset(0x4_1208).unwrap().to_string(),
-            "bank 1 counter 2 Source",
+            "bank 1 counter 2 source",
         ),
         (
             IdMapControl::from_bits(1 << 63 | 1 | 0x28 << 14).to_string(),
@@ -295,7 +295,7 @@ fn registers_print_set_flags_and_non_zero_fields_by_their_names() {
         ),
         (DeviceId(0xabff).to_string(), "ab:1f.7"),
         (DomainId(7).to_string(), "0x0007"),
-        (format!("{:?}", CounterFunction::PasidMatch), "PasidMatch"),
+        (CounterFunction::PasidMatch.to_string(), "PASID match"),
     ];
     for (got, want) in rows {
         assert_eq!(got, want);

@@ -74,8 +74,7 @@ impl fmt::Display for BuildError {
             }
             Self::AcpiHidNotAllowed { kind } => write!(
                 f,
-                "ACPI HID entry in an IVHD block of type {:02x}h, only 40h may have one",
-                kind.bits()
+                "ACPI HID entry in an IVHD block of type {kind}, only 40h may have one"
             ),
             Self::RevisionTooLow { revision } => write!(
                 f,

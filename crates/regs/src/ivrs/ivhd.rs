@@ -51,6 +51,12 @@ impl IvhdKind {
     }
 }
 
+impl fmt::Display for IvhdKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}h", self.bits())
+    }
+}
+
 bitflags::bitflags! {
     /// Flags of an IVHD block.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -327,8 +333,8 @@ impl fmt::Display for IvhdHeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "IVHD {:02x}h iommu={}:{} cap={:#x} mmio={:#x} flags=[{}] info=[{}]",
-            self.kind.bits(),
+            "IVHD {} iommu={}:{} cap={:#x} mmio={:#x} flags=[{}] info=[{}]",
+            self.kind,
             self.segment,
             self.device_id,
             self.capability_offset,

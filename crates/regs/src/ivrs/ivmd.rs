@@ -42,6 +42,12 @@ impl IvmdKind {
     }
 }
 
+impl fmt::Display for IvmdKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}h", self.bits())
+    }
+}
+
 bitflags::bitflags! {
     /// Flags of an IVMD block.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -122,7 +128,7 @@ impl Ivmd {
 
 impl fmt::Display for Ivmd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "IVMD {:02x}h devices=", self.kind.bits())?;
+        write!(f, "IVMD {} devices=", self.kind)?;
         match self.kind {
             IvmdKind::All => f.write_str("all")?,
             IvmdKind::Device => write!(f, "{}:{}", self.segment, self.device_id)?,

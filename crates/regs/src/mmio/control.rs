@@ -172,3 +172,13 @@ display_fields!(Control, reserved Control::RESERVED, {
     "GstBufferTRPMode": gst_buffer_trp_mode,
     "SNPAVICEn": snp_avic_en,
 });
+
+impl Control {
+    /// InvTimeOut in milliseconds: 1 ms to 100 s; `None` for no timeout (0) and the reserved value 7.
+    pub const fn inv_time_out_ms(self) -> Option<u32> {
+        match self.inv_time_out() {
+            n @ 1..=6 => Some(10u32.pow(n as u32 - 1)),
+            _ => None,
+        }
+    }
+}

@@ -83,6 +83,19 @@ impl CounterFunction {
     }
 }
 
+impl fmt::Display for CounterFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Value => "value",
+            Self::Source => "source",
+            Self::PasidMatch => "PASID match",
+            Self::DomainMatch => "domain match",
+            Self::DeviceIdMatch => "DeviceID match",
+            Self::Report => "report",
+        })
+    }
+}
+
 /// Which counter register an MMIO offset names: 40000h + bank·1000h + counter·100h + function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -125,7 +138,7 @@ impl fmt::Display for CounterAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "bank {} counter {} {:?}",
+            "bank {} counter {} {}",
             self.bank, self.counter, self.function
         )
     }

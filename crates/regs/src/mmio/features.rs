@@ -152,6 +152,8 @@ impl ExtendedFeature2 {
 }
 
 impl ExtendedFeature {
+    /// HATS value of a unit that has no host translation.
+    pub const HATS_NONE: u8 = 3;
     /// Bits without a defined meaning.
     pub const RESERVED: u64 = 0x4c00_0000;
 }
@@ -211,3 +213,60 @@ display_fields!(ExtendedFeature2, reserved ExtendedFeature2::RESERVED, {
     "HTRangeIgnore": ht_range_ignore,
     "SNPPageMode0Sup": snp_page_mode0_sup,
 });
+
+impl ExtendedFeature {
+    /// Levels of the host page table at most, 4–6; `None` if there is no host translation.
+    pub const fn host_levels(self) -> Option<u8> {
+        match self.hats() {
+            Self::HATS_NONE => None,
+            hats => Some(hats + 4),
+        }
+    }
+
+    /// Levels of a guest page table at most, 4–6; `None` without GTSup or for the reserved value 3.
+    pub const fn guest_levels(self) -> Option<u8> {
+        match (self.gt_sup(), self.gats()) {
+            (false, _) | (true, 3..) => None,
+            (true, gats) => Some(gats + 4),
+        }
+    }
+
+    /// Levels of the GCR3 table at most, 1–3; `None` without GTSup or for the reserved value 3.
+    pub const fn gcr3_levels(self) -> Option<u8> {
+        if self.gt_sup() {
+            crate::gcr3::levels(self.glx_sup())
+        } else {
+            None
+        }
+    }
+
+    /// The largest PASID, 2^(PASmax+1) − 1; `None` without GTSup.
+    pub const fn max_pasid(self) -> Option<u32> {
+        if self.gt_sup() {
+            Some(u32::MAX >> (31 - self.pas_max() as u32))
+        } else {
+            None
+        }
+    }
+
+    /// Number of SMI filter registers, 2^SmiFRC up to the 16 that there is room for; 0 without
+    /// SmiFSup.
+    pub const fn smi_filters(self) -> u8 {
+        match (self.smi_f_sup(), self.smi_frc()) {
+            (1, log2 @ 0..=4) => 1 << log2,
+            (1, _) => 16,
+            _ => 0,
+        }
+    }
+}
+
+impl ExtendedFeature2 {
+    /// Interrupts per function at most: 2048 with NumIntRemapSup = 1, else 512.
+    pub const fn interrupts_per_function(self) -> u16 {
+        if self.num_int_remap_sup() == Self::NUM_INT_REMAP_2K {
+            2048
+        } else {
+            512
+        }
+    }
+}

@@ -45,6 +45,21 @@ display_fields!(HardwareEventLower, reserved HardwareEventLower::RESERVED, {
     "operand": second_operand as Hex,
 });
 
+impl HardwareEventUpper {
+    /// The two registers that hold an event, given as its two words, low word first.
+    pub const fn from_event(words: [u64; 2]) -> (Self, HardwareEventLower) {
+        (
+            Self::from_bits(words[0]),
+            HardwareEventLower::from_bits(words[1]),
+        )
+    }
+
+    /// The two words of the event that this register and `lower` hold, low word first.
+    pub const fn event(self, lower: HardwareEventLower) -> [u64; 2] {
+        [self.into_bits(), lower.into_bits()]
+    }
+}
+
 /// Hardware Event Status, MMIO 0050h (48882 §3.4).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]

@@ -44,7 +44,7 @@ pub(crate) fn mask(hi: u32, lo: u32) -> u128 {
 ///
 /// F is the number of the word's first bit in the whole structure. Checks per field: all ones set
 /// exactly the literal bits; each single bit of the word shows up in the field at its place, or
-/// not at all. Then: no two fields overlap, and the bits of no field are exactly the reserved mask,
+/// not at all; and the value prints. Then: no two fields overlap, and the bits of no field are exactly the reserved mask,
 /// which the crate's constants repeat.
 macro_rules! pin {
     (
@@ -70,6 +70,8 @@ macro_rules! pin {
                     let want = (literal & (1 << bit)) >> lo;
                     assert_eq!(got, want, "{name} when only bit {bit} is set");
                 }
+                let printed = <$type>::from_bits(literal as $word).to_string();
+                assert!(!printed.is_empty(), "{name} set to all ones prints nothing");
                 assert_eq!(named & literal, 0, "{name} overlaps a field before it");
                 named |= literal;
             })*
