@@ -22,7 +22,10 @@ fn hits(c: &mut Criterion, id: &str, mut rig: Rig, messages: &[Msi]) {
     let mut group = c.benchmark_group("remap/hit");
     group.throughput(Throughput::Elements(messages.len() as u64));
     for msi in messages {
-        assert_ne!(consume(rig.device.remap(&rig.memory, *msi).outcome), u32::MAX);
+        assert_ne!(
+            consume(rig.device.remap(&rig.memory, *msi).outcome),
+            u32::MAX
+        );
     }
     group.bench_function(id, |b| {
         b.iter(|| {
@@ -74,7 +77,11 @@ fn baseline(c: &mut Criterion) {
         b.iter(|| {
             for msi in black_box(&messages[..]) {
                 let word = table[msi.data as usize & 0x7ff].load(Ordering::Acquire);
-                black_box(if word >> 44 == 1 { word as u32 } else { u32::MAX });
+                black_box(if word >> 44 == 1 {
+                    word as u32
+                } else {
+                    u32::MAX
+                });
             }
         });
     });

@@ -52,7 +52,9 @@ impl Rig {
                 .with_xt_en(wide)
                 .with_num_int_remap_mode(u8::from(wide)),
         );
-        fabric.view.set_device_table(0, DeviceTableBase::new().with_base_page(DEVICE_TABLE >> 12));
+        fabric
+            .view
+            .set_device_table(0, DeviceTableBase::new().with_base_page(DEVICE_TABLE >> 12));
         let memory = TestMemory::new(0x4_0000);
         let int_tab_len = if wide { 11 } else { 9 };
         let q2 = DteQ2::new()
@@ -61,29 +63,46 @@ impl Rig {
             .with_int_tab_len(int_tab_len)
             .with_int_tab_address(IRT);
         let dte = DEVICE_TABLE + u64::from(DEVICE.0) * 32;
-        memory.store_u64(dte + 16, q2.into_bits()).expect("the device table is backed");
+        memory
+            .store_u64(dte + 16, q2.into_bits())
+            .expect("the device table is backed");
         let entries = 1u32 << int_tab_len;
         for index in 0..entries {
             let vector = 0x30 + (index % 200) as u8;
             if wide {
-                let low = Irte128Lo::new().with_remap_en(true).with_destination_lo(index % 300);
+                let low = Irte128Lo::new()
+                    .with_remap_en(true)
+                    .with_destination_lo(index % 300);
                 let gpa = IRT + u64::from(index) * 16;
-                memory.store_u64(gpa, low.into_bits()).expect("the table is backed");
+                memory
+                    .store_u64(gpa, low.into_bits())
+                    .expect("the table is backed");
                 let high = Irte128Hi::new().with_vector(vector);
-                memory.store_u64(gpa + 8, high.into_bits()).expect("the table is backed");
+                memory
+                    .store_u64(gpa + 8, high.into_bits())
+                    .expect("the table is backed");
             } else {
                 let irte = Irte32::new().with_remap_en(true).with_vector(vector);
                 let gpa = IRT + u64::from(index) * 4;
-                memory.store_u32(gpa, irte.into_bits()).expect("the table is backed");
+                memory
+                    .store_u32(gpa, irte.into_bits())
+                    .expect("the table is backed");
             }
         }
         let device = Remapper::new(fabric, DEVICE, Remapper::FULL_CACHE);
-        Self { memory, device, entries }
+        Self {
+            memory,
+            device,
+            entries,
+        }
     }
 
     /// The message that Linux would program for interrupt `index`.
     pub fn message(&self, index: u32) -> Msi {
-        Msi { address: 0xfee0_0004, data: index }
+        Msi {
+            address: 0xfee0_0004,
+            data: index,
+        }
     }
 
     /// Every index of the table once, in a fixed random order.
@@ -91,9 +110,14 @@ impl Rig {
         let mut indices: Vec<u32> = (0..self.entries).collect();
         let mut seed = 0x9e37_79b9_7f4a_7c15u64;
         for i in (1..indices.len()).rev() {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            seed = seed
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             indices.swap(i, (seed >> 33) as usize % (i + 1));
         }
-        indices.into_iter().map(|index| self.message(index)).collect()
+        indices
+            .into_iter()
+            .map(|index| self.message(index))
+            .collect()
     }
 }
