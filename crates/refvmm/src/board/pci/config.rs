@@ -36,6 +36,10 @@ pub struct ConfigSpace {
     link: usize,
 }
 
+/// Header Type, and the bit in it that says that there are more functions.
+const HEADER_TYPE: usize = 0x0e;
+const MULTI_FUNCTION: u8 = 0x80;
+
 impl ConfigSpace {
     /// A type-0 header. `class` is class code, subclass and programming interface.
     pub fn new(vendor: u16, device: u16, class: [u8; 3]) -> Self {
@@ -56,6 +60,15 @@ impl ConfigSpace {
         // Interrupt Line belongs to software.
         space.allow(0x3c, &[0xff]);
         space
+    }
+
+    /// Says that the device has more functions than this one, function 0.
+    ///
+    /// A scan of the bus looks for functions 1–7 only then.
+    #[must_use]
+    pub fn multi_function(mut self) -> Self {
+        self.bytes[HEADER_TYPE] |= MULTI_FUNCTION;
+        self
     }
 
     /// Adds a 32-bit, not prefetchable memory BAR at `address`.

@@ -11,9 +11,9 @@ pub struct Fixed {
 }
 
 impl Fixed {
-    /// The host bridge, 00:00.0.
+    /// The host bridge, 00:00.0. The IOMMU is another function of its device.
     pub fn host_bridge() -> Self {
-        Self::with(ConfigSpace::new(0x1022, 0x1450, [0x06, 0x00, 0x00]))
+        Self::with(ConfigSpace::new(0x1022, 0x1450, [0x06, 0x00, 0x00]).multi_function())
     }
 
     /// The SMBus function, 00:14.0: Linux takes interrupt remapping of the IOAPIC for broken
