@@ -203,7 +203,12 @@ impl Iommu {
             .with_res_pass_pw(false)
             .with_isoc(false)
             .with_coherent(true)
-            .with_inv_time_out(4);
+            .with_inv_time_out(4)
+            .with_ga_en(false)
+            .with_gam_en(0)
+            .with_xt_en(false)
+            .with_int_cap_xt_en(false)
+            .with_num_int_remap_mode(0);
         self.set_control(p, control);
 
         let table = DeviceTableBase::new()

@@ -49,7 +49,7 @@ fn snapshot<P: Platform + ?Sized>(iommu: &Iommu, p: &mut P) -> [u64; REGISTERS.l
 
 /// Entries in use.
 const USED: u16 = 96;
-/// First of the vectors in use.
+/// First of the vectors in use; they end below A0h.
 const FIRST: u8 = 0x40;
 
 fn fault<P: Platform + ?Sized>(m: &Machine<'_, P>) -> IoPageFault {
@@ -93,10 +93,10 @@ pub(super) fn save_restore<P: Platform + ?Sized>(p: &mut P, report: &mut Report)
     let expected = fault(&m);
     m.expect_event(expected)?;
     let cpu = m.low_cpu()?;
-    let own = Own::by_msi(&mut m, cpu, 0x97)?;
+    let own = Own::by_msi(&mut m, cpu, 0xa7)?;
     if m.iommu.config.xt {
         m.iommu
-            .write(m.p, offset::XT_GA_INTERRUPT, 0x0000_0098_0000_0100);
+            .write(m.p, offset::XT_GA_INTERRUPT, 0x0000_00a8_0000_0100);
     }
     m.iommu.write(m.p, offset::EXCLUSION_LIMIT, 0x1234_5000);
     let before = snapshot(&m.iommu, m.p);
@@ -127,9 +127,9 @@ pub(super) fn save_restore<P: Platform + ?Sized>(p: &mut P, report: &mut Report)
     }
     m.expect_no_event()?;
     m.iommu.wait(m.p).during("after the restore")?;
-    irt.write(m.p, top, Irte::fixed(m.apic(0), 0x99));
+    irt.write(m.p, top, Irte::fixed(m.apic(0), 0xa9));
     m.iommu.invalidate_interrupts(m.p, irt.device)?;
-    m.delivered(address, u32::from(top), 0, 0x99)
+    m.delivered(address, u32::from(top), 0, 0xa9)
         .during("an entry rewritten after the restore")?;
     m.iommu.clear_status(
         m.p,
