@@ -105,6 +105,11 @@ fn send_all<P: Platform + ?Sized>(p: &mut P, report: &mut Report) -> Result<(), 
         if p.interrupts(cpu, NMI_VECTOR) != NMIS {
             return Err("an NMI was lost or doubled");
         }
+        let all: u64 = (0..=u8::MAX).map(|vector| p.interrupts(cpu, vector)).sum();
+        if all != VECTORS.len() as u64 + NMIS + 2 + u64::from(cpu == last) {
+            let _ = write!(report, "CPU {cpu} handled {all} interrupts: ");
+            return Err("an interrupt arrived that nobody sent");
+        }
         let before = p.heartbeat(cpu);
         wait(p, |p| p.heartbeat(cpu) > before).map_err(|()| "a CPU has no heartbeat")?;
     }
