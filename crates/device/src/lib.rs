@@ -53,6 +53,8 @@ pub mod pci;
 mod save;
 mod state;
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 

@@ -65,7 +65,10 @@ impl Write {
 pub(crate) fn read(registers: &Registers, offer: &Offer, at: u64, data: &mut [u8]) {
     let mut quad = None;
     for (i, byte) in data.iter_mut().enumerate() {
-        let at = at.wrapping_add(i as u64);
+        let Some(at) = at.checked_add(i as u64) else {
+            *byte = 0;
+            continue;
+        };
         let base = at & !7;
         let value = match quad {
             Some((known, value)) if known == base => value,

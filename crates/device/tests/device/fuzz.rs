@@ -1,0 +1,61 @@
+//! The fuzz targets with seeded input: a short run of each on every test.
+
+use amdvi_device::fuzz;
+
+/// SplitMix64: the same bytes on every run and every machine.
+struct Bytes(u64);
+
+impl Bytes {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn take(&mut self, max: u64) -> Vec<u8> {
+        let len = self.next() % max;
+        // Words of different character: noise, small numbers, and single bits.
+        (0..=len / 8)
+            .flat_map(|_| {
+                let noise = self.next();
+                match self.next() % 4 {
+                    0 => noise & 0xffff,
+                    1 => 1 << (noise % 64),
+                    _ => noise,
+                }
+                .to_le_bytes()
+            })
+            .take(len as usize)
+            .collect()
+    }
+}
+
+fn run(target: fn(&[u8]), iterations: u32, max: u64) {
+    let mut bytes = Bytes(0x5eed);
+    for _ in 0..iterations {
+        target(&bytes.take(max));
+    }
+    target(&[]);
+}
+
+#[test]
+fn registers_survive_any_access() {
+    run(fuzz::mmio, 3000, 1500);
+}
+
+#[test]
+fn the_command_processor_survives_any_ring() {
+    run(fuzz::command_ring, 5000, 4000);
+}
+
+#[test]
+fn requests_survive_any_table() {
+    run(fuzz::remap, 5000, 1500);
+}
+
+#[test]
+fn restore_survives_any_state() {
+    run(fuzz::restore, 5000, 400);
+}

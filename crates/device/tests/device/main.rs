@@ -1,0 +1,15 @@
+//! Tests of the whole device, by topic.
+
+mod commands;
+mod endpoint;
+mod fuzz;
+
+mod interrupts;
+mod logs;
+mod options;
+mod pci;
+mod peers;
+mod registers;
+mod rig;
+mod rings;
+mod save;

@@ -1,0 +1,289 @@
+//! The property string.
+
+use amdvi_device::options::{DEVICE_NAME, OPTIONS, OptionError, Options, Withdrawn, help};
+use amdvi_regs::{DeviceId, Segment};
+
+fn error(text: &str) -> OptionError {
+    Options::parse(text).expect_err(text)
+}
+
+#[test]
+fn defaults_offer_what_is_built_and_nothing_else() {
+    let options = Options::parse("amd-iommu").unwrap();
+    assert_eq!(options, Options::default());
+    let efr = options.efr();
+    assert!(efr.ia_sup() && efr.ga_sup() && efr.xt_sup() && efr.msi_cap_mmio_sup());
+    assert_eq!(
+        (efr.hats(), efr.gam_sup(), efr.dev_tbl_seg_sup()),
+        (2, 0, 0)
+    );
+    assert_eq!(
+        efr.into_bits(),
+        1 << 46 | 2 << 10 | 1 << 7 | 1 << 6 | 1 << 2
+    );
+    assert_eq!(options.efr2().into_bits(), 0);
+    assert_eq!(options.mmio_base(), 0xfeb8_0000);
+    assert_eq!(options.device_id(), DeviceId::new(0, 0, 2));
+    assert_eq!(options.segment(), Segment(0));
+}
+
+#[test]
+fn numint2k_is_opt_in() {
+    assert_eq!(
+        Options::parse("amd-iommu,numint2k=off")
+            .unwrap()
+            .efr2()
+            .num_int_remap_sup(),
+        0
+    );
+    let on = Options::parse("amd-iommu,numint2k=on").unwrap();
+    assert_eq!(on.efr2().into_bits(), 1 << 8);
+}
+
+#[test]
+fn every_option_changes_what_it_says() {
+    let efr = |text: &str| {
+        Options::parse(&format!("{DEVICE_NAME},{text}"))
+            .unwrap()
+            .efr()
+    };
+    assert!(!efr("xtsup=off").xt_sup());
+    assert!(!efr("ga=off").ga_sup());
+    assert!(
+        !efr("ga=off").xt_sup(),
+        "xtsup follows ga when it is not given"
+    );
+    assert_eq!(efr("vapic=on").gam_sup(), 1);
+    assert!(!efr("ia=off").ia_sup());
+    assert_eq!(efr("hats=4").hats(), 0);
+    assert_eq!(efr("hats=5").hats(), 1);
+    assert_eq!(efr("dma-remap=off").hats(), 3);
+    for (n, log2) in [(1, 0), (2, 1), (4, 2), (8, 3)] {
+        assert_eq!(efr(&format!("segments={n}")).dev_tbl_seg_sup(), log2);
+    }
+    assert!(!efr("msi-cap-mmio=off").msi_cap_mmio_sup());
+    let off = efr("intremap=off");
+    assert!(!off.ga_sup() && !off.xt_sup());
+    let placed =
+        Options::parse("amd-iommu,mmio-base=0x80000000,addr=1a:02.1,segment=3,np-cache=on")
+            .unwrap();
+    assert_eq!(placed.mmio_base(), 0x8000_0000);
+    assert_eq!(placed.device_id(), DeviceId::new(0x1a, 2, 1));
+    assert_eq!(placed.segment(), Segment(3));
+    assert!(placed.np_cache());
+}
+
+#[test]
+fn an_unknown_option_is_named_with_its_nearest_and_all_others() {
+    let OptionError::Unknown {
+        name,
+        nearest,
+        known,
+    } = error("amd-iommu,numint2=on")
+    else {
+        panic!()
+    };
+    assert_eq!((name.as_str(), nearest), ("numint2", Some("numint2k")));
+    assert!(OPTIONS.iter().all(|spec| known.contains(spec.name)));
+    let OptionError::Unknown { nearest, .. } = error("amd-iommu,xylophone=on") else {
+        panic!()
+    };
+    assert_eq!(nearest, None);
+    assert!(
+        error("amd-iommu,intremp=on")
+            .to_string()
+            .contains("did you mean `intremap`?")
+    );
+}
+
+#[test]
+fn a_bad_value_is_named_with_what_the_option_accepts() {
+    for (text, name, accepts) in [
+        ("numint2k=yes", "numint2k", "on or off"),
+        ("hats=7", "hats", "4, 5 or 6"),
+        ("hats=six", "hats", "4, 5 or 6"),
+        ("segments=3", "segments", "1, 2, 4 or 8"),
+        ("segment=0x10000", "segment", "0 to 0xffff"),
+        ("addr=20.0", "addr", "[bus:]device.function"),
+        ("addr=1.8", "addr", "[bus:]device.function"),
+        ("addr=2", "addr", "[bus:]device.function"),
+        ("mmio-base=0", "mmio-base", "0x4000"),
+        ("mmio-base=0x80001000", "mmio-base", "0x4000"),
+        ("mmio-base=0x10000000000000", "mmio-base", "2^52"),
+        ("mmio-base=banana", "mmio-base", "address"),
+    ] {
+        let error = error(&format!("amd-iommu,{text}"));
+        let message = error.to_string();
+        assert!(
+            matches!(error, OptionError::Value { name: n, .. } if n == name),
+            "{message}"
+        );
+        assert!(message.contains(accepts), "{message}");
+    }
+}
+
+#[test]
+fn the_window_must_not_cover_registers_that_linux_reads_at_fed803c0() {
+    for base in ["0xfec00000", "0xfed80000", "0xfee00000", "0xfeefc000"] {
+        assert!(
+            error(&format!("amd-iommu,mmio-base={base}"))
+                .to_string()
+                .contains("southbridge")
+        );
+    }
+    Options::parse("amd-iommu,mmio-base=0xfebfc000").unwrap();
+    Options::parse("amd-iommu,mmio-base=0xfef00000").unwrap();
+}
+
+#[test]
+fn contradictions_are_errors_that_name_both_sides() {
+    for (text, this, that) in [
+        ("xtsup=on,ga=off", "xtsup=on", "ga=off"),
+        ("vapic=on,ga=off", "vapic=on", "ga=off"),
+        ("numint2k=on,intremap=off", "numint2k=on", "intremap=off"),
+        ("intremap=off,xtsup=on", "xtsup=on", "intremap=off"),
+        ("ga=on,intremap=off", "ga=on", "intremap=off"),
+        ("hats=5,dma-remap=off", "hats=5", "dma-remap=off"),
+    ] {
+        match error(&format!("amd-iommu,{text}")) {
+            OptionError::Contradiction {
+                this: a, that: b, ..
+            } => {
+                assert_eq!((a.as_str(), b.as_str()), (this, that));
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn what_is_not_built_says_so() {
+    let message = error("amd-iommu,device-iotlb=on").to_string();
+    assert!(
+        message.contains("not built yet") && message.contains("accepts off"),
+        "{message}"
+    );
+    Options::parse("amd-iommu,device-iotlb=off").unwrap();
+}
+
+#[test]
+fn malformed_strings_are_errors() {
+    assert_eq!(
+        error(""),
+        OptionError::WrongDevice {
+            found: String::new()
+        }
+    );
+    assert_eq!(
+        error("intel-iommu"),
+        OptionError::WrongDevice {
+            found: "intel-iommu".into()
+        }
+    );
+    assert_eq!(
+        error("amd-iommu,ga=on,ga=on"),
+        OptionError::Duplicate { name: "ga" }
+    );
+    assert!(matches!(
+        error("amd-iommu,ga"),
+        OptionError::NoValue { name: "ga", .. }
+    ));
+    assert!(matches!(
+        error("amd-iommu,ga="),
+        OptionError::NoValue { name: "ga", .. }
+    ));
+    assert!(matches!(error("amd-iommu,"), OptionError::Unknown { .. }));
+}
+
+#[test]
+fn printed_options_parse_to_the_same_options() {
+    for text in [
+        "amd-iommu",
+        "amd-iommu,dma-remap=off",
+        "amd-iommu,intremap=off",
+        "amd-iommu,numint2k=on,vapic=on,segments=8,addr=40:01.7,mmio-base=0x1000000000,hats=4",
+    ] {
+        let options = Options::parse(text).unwrap();
+        assert_eq!(
+            Options::parse(&options.to_string()).unwrap(),
+            options,
+            "{options}"
+        );
+    }
+}
+
+#[test]
+fn help_lists_every_option_with_default_and_accepted_values() {
+    let help = help();
+    for spec in OPTIONS {
+        assert!(help.contains(spec.name) && help.contains(spec.help));
+        assert!(help.contains(&spec.kind.accepts()));
+        assert!(help.contains(&format!("default {}", spec.default)));
+    }
+}
+
+#[test]
+fn a_limit_takes_away_what_depends_on_it_and_adds_nothing() {
+    let mut options = Options::parse("amd-iommu,vapic=on,numint2k=on").unwrap();
+    assert_eq!(
+        options.limit("numint2k", 0).unwrap(),
+        [Withdrawn {
+            option: "numint2k",
+            because_of: None
+        }]
+    );
+    assert_eq!(options.efr2().num_int_remap_sup(), 0);
+    assert_eq!(
+        options.limit("numint2k", 1).unwrap(),
+        [],
+        "a limit never adds"
+    );
+    assert_eq!(options.efr2().num_int_remap_sup(), 0);
+
+    let gone = options.limit("gasup", 0).unwrap();
+    let why = Some("ga");
+    assert_eq!(
+        gone,
+        [
+            Withdrawn {
+                option: "xtsup",
+                because_of: why
+            },
+            Withdrawn {
+                option: "ga",
+                because_of: None
+            },
+            Withdrawn {
+                option: "vapic",
+                because_of: why
+            },
+        ]
+    );
+    let efr = options.efr();
+    assert!(!efr.ga_sup() && !efr.xt_sup() && efr.gam_sup() == 0);
+}
+
+#[test]
+fn hats_is_limited_by_levels_above_four() {
+    let mut options = Options::default();
+    assert_eq!(options.limit("hats", 1).unwrap().len(), 1);
+    assert_eq!(options.efr().hats(), 1);
+    assert_eq!(options.limit("hats", 2).unwrap(), []);
+    assert_eq!(options.efr().hats(), 1);
+    let mut off = Options::parse("amd-iommu,dma-remap=off").unwrap();
+    assert_eq!(off.limit("hats", 0).unwrap(), []);
+    assert_eq!(off.efr().hats(), 3);
+}
+
+#[test]
+fn only_features_can_be_limited() {
+    let mut options = Options::default();
+    assert!(matches!(
+        options.limit("mmio-base", 0),
+        Err(OptionError::Value { .. })
+    ));
+    assert!(matches!(
+        options.limit("gtsup", 0),
+        Err(OptionError::Unknown { .. })
+    ));
+}
