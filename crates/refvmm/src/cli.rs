@@ -1,9 +1,9 @@
 //! The command line.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use amdvi_device::options::OptionError;
 use amdvi_guest::boot::MAX_CPUS;
@@ -180,6 +180,7 @@ fn execute(cli: Cli) -> Result<bool, String> {
         Human::new(Box::new(std::io::stdout()), std::io::stdout().is_terminal())
     };
     human.header(&accel, &why, &machine);
+    let started = Instant::now();
     let mut outcomes = Vec::new();
     for job in &jobs {
         let progress = human.start(job, outcomes.len() + 1, jobs.len());
@@ -193,9 +194,10 @@ fn execute(cli: Cli) -> Result<bool, String> {
         machine: &machine,
         outcomes: &outcomes,
     };
-    human.verdict(&summary);
+    human.verdict(&summary, started.elapsed());
     if cli.json {
-        println!("{}", json(&summary));
+        // Whoever does not read it does not need it.
+        let _ = writeln!(std::io::stdout(), "{}", json(&summary));
     }
     Ok(summary.passed())
 }

@@ -9,6 +9,17 @@ use amdvi_device::{Endpoint, Host, Iommu, Observer, Options, RestoreError, Signa
 use amdvi_regs::msi::Msi;
 use amdvi_regs::{DeviceId, PhysMemory};
 
+/// Why the device could not be replaced; the old one is still in its place.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SaveRestoreError {
+    /// The state could not be written or read.
+    #[error("the IOMMU's state as text: {0}")]
+    Text(#[from] serde_json::Error),
+    /// The new device refused it.
+    #[error(transparent)]
+    Refused(#[from] RestoreError),
+}
+
 /// The IOMMU, what it was built from, and the handles of its requesters.
 ///
 /// Lock order: `current`, then the handles. Nothing that the device calls back into takes
@@ -82,7 +93,9 @@ impl Socket {
     }
 
     /// Saves the device's state, restores it into a new device, and puts that in its place.
-    pub(crate) fn save_and_restore(&self) -> Result<(), RestoreError> {
+    ///
+    /// The state goes through text, as it would through a migration stream.
+    pub(crate) fn save_and_restore(&self) -> Result<(), SaveRestoreError> {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let handles = lock(&self.handles);
         // With every handle held, no interrupt or DMA is on its way through the old device.
@@ -90,13 +103,13 @@ impl Socket {
             .iter()
             .map(|handle| (handle.device_id, lock(&handle.endpoint)))
             .collect();
-        let state = current.save();
+        let stream = serde_json::to_vec(&current.save())?;
         let iommu = Iommu::new(
             &self.options,
             Arc::clone(&self.memory),
             Arc::clone(&self.host),
         );
-        iommu.restore(&state)?;
+        iommu.restore(&serde_json::from_slice(&stream)?)?;
         for (device_id, endpoint) in &mut endpoints {
             **endpoint = iommu.endpoint(*device_id);
         }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::time::Duration;
 
-use amdvi_hostcap::Decision;
+use amdvi_hostcap::{Decision, HostCapSpec};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Summary;
@@ -70,13 +70,23 @@ impl Human {
     /// Host, request and offer.
     pub fn header(&mut self, accel: &Accel, why: &str, machine: &Machine) {
         self.field("Runs on", &format!("{}: {why}", accel.name()));
-        self.field("Host IOMMU", &machine.host_caps.to_string());
+        let host = match &machine.host_caps {
+            HostCapSpec::None => "does not matter: no function is passed through".to_owned(),
+            spec => spec.to_string(),
+        };
+        self.field("Host IOMMU", &host);
         self.field("Requested", &machine.requested.text);
         let offered = match machine.interrupts_per_function() {
             0 => "no interrupt remapping".to_owned(),
             n => format!("{n} interrupts per function"),
         };
-        self.field("Offered", &offered);
+        let on: Vec<_> = machine
+            .offered()
+            .into_iter()
+            .filter(|(_, value)| *value == true)
+            .collect();
+        let names: Vec<_> = on.iter().map(|(name, _)| name.as_str()).collect();
+        self.field("Offered", &format!("{offered}: {}", names.join(", ")));
         self.line("");
         self.decisions(&machine.offer.decisions);
         self.line("");
@@ -193,7 +203,7 @@ impl Human {
     }
 
     /// The last line.
-    pub fn verdict(&mut self, summary: &Summary<'_>) {
+    pub fn verdict(&mut self, summary: &Summary<'_>, took: Duration) {
         let total = summary.outcomes.len();
         let failed: Vec<_> = summary
             .outcomes
@@ -201,7 +211,7 @@ impl Human {
             .filter(|outcome| !outcome.passed)
             .map(|outcome| outcome.name)
             .collect();
-        let accel = summary.accel.name();
+        let accel = format!("{} in {:.1} s", summary.accel.name(), took.as_secs_f64());
         let verdict = if summary.passed() {
             self.paint(
                 Colour::Green,
@@ -287,7 +297,7 @@ mod tests {
             machine: &machine,
             outcomes: &outcomes,
         };
-        human.verdict(&summary);
+        human.verdict(&summary, Duration::from_millis(1234));
         String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
     }
 
@@ -303,7 +313,7 @@ mod tests {
         let columns: Vec<_> = row.split_whitespace().take(3).collect();
         assert_eq!(columns, ["numint2k", "on", "off"]);
         assert!(
-            text.ends_with("PASSED: all 1 scenarios, in-process\n"),
+            text.ends_with("PASSED: all 1 scenarios, in-process in 1.2 s\n"),
             "{text}"
         );
         assert!(!text.contains("a line of the guest"));
@@ -314,7 +324,7 @@ mod tests {
         let text = printed(false, false);
         assert!(text.contains("| a line of the guest"), "{text}");
         assert!(
-            text.ends_with("FAILED: 1 of 1 scenarios, in-process: intremap-2k\n"),
+            text.ends_with("FAILED: 1 of 1 scenarios, in-process in 1.2 s: intremap-2k\n"),
             "{text}"
         );
     }

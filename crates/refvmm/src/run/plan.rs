@@ -144,7 +144,10 @@ fn job(wishes: &Wishes, index: usize, scenario: &'static Scenario) -> Result<Job
         Fit::Suits => job(wished, false),
         // Who asks for exactly this scenario on exactly this machine gets the answer.
         Fit::Lacks if named => job(wished, false),
-        Fit::Lacks | Fit::Contradicts => job(own, true),
+        Fit::Lacks | Fit::Contradicts => {
+            let same = own.requested == wished.requested && own.host_caps == wished.host_caps;
+            job(own, !same)
+        }
     })
 }
 
