@@ -2,13 +2,15 @@
 
 use amdvi_regs::DeviceId;
 use amdvi_regs::event::Event;
+use amdvi_regs::ivrs::{IvInfo, IvhdKind, Ivrs, SpecialVariety};
+use amdvi_regs::mmio::{ExtendedFeature, ExtendedFeature2};
 
 use crate::acpi::{Ecam, IoApic, Xsdt};
 use crate::endpoint::{Record, outcome};
 use crate::failure::{Result, bail, ensure};
 use crate::iommu::irt::Irt;
 use crate::iommu::{Config, Iommu};
-use crate::ivrs::{self, Coverage, Ivrs, Special};
+use crate::ivrs::{self, Coverage, Special};
 use crate::pci::{CAP_IOMMU, CLASS_IOMMU, Pci};
 use crate::platform::Platform;
 use crate::testdev::TestDevice;
@@ -26,15 +28,13 @@ const DEFAULT_IOAPIC: IoApic = IoApic {
 #[derive(Clone, Copy, Debug)]
 pub struct Found {
     /// IVHD type that was chosen.
-    pub ivhd: u8,
+    pub ivhd: IvhdKind,
     /// IVHD blocks of types 10h, 11h and 40h.
     pub ivhd_counts: [u32; 3],
     /// IVinfo.
-    pub iv_info: u32,
-    /// EFR image of the IVHD.
-    pub efr: Option<u64>,
-    /// EFR2 image of the IVHD.
-    pub efr2: Option<u64>,
+    pub iv_info: IvInfo,
+    /// EFR and EFR2 images of the IVHD; blocks of type 10h have none.
+    pub images: Option<(ExtendedFeature, ExtendedFeature2)>,
     /// DeviceID of the IOMMU.
     pub iommu: DeviceId,
     /// Offset of its capability block.
@@ -72,14 +72,15 @@ pub fn find<P: Platform + ?Sized>(p: &mut P) -> Result<(Found, Pci, u64)> {
         bail!("the XSDT lists no IVRS: there is no AMD IOMMU");
     };
     let mut bytes = [0; MAX_IVRS];
-    let ivrs = Ivrs::new(table.copy(p, &mut bytes)?)?;
-    let ivhd = ivrs.ivhd()?;
+    let table = Ivrs::parse(table.copy(p, &mut bytes)?)?;
+    let (ivhd_counts, block) = ivrs::first_iommu(&table)?;
+    let ivhd = block.header;
     ensure!(
-        ivhd.segment == 0,
+        ivhd.segment.0 == 0,
         "the IOMMU is in PCI segment {}, only 0 can be reached",
         ivhd.segment
     );
-    let Some(ioapic) = ivhd.special(ivrs::IOAPIC)? else {
+    let Some(ioapic) = ivrs::special(&block, SpecialVariety::IoApic)? else {
         bail!("the IVHD names no DeviceID for the IOAPIC");
     };
     let ecam = match xsdt.table(p, b"MCFG")? {
@@ -92,12 +93,11 @@ pub fn find<P: Platform + ?Sized>(p: &mut P) -> Result<(Found, Pci, u64)> {
     };
     let found = Found {
         ivhd: ivhd.kind,
-        ivhd_counts: ivrs.ivhd_counts()?,
-        iv_info: ivrs.info(),
-        efr: ivhd.efr,
-        efr2: ivhd.efr2,
+        ivhd_counts,
+        iv_info: table.header().iv_info,
+        images: (ivhd.kind != IvhdKind::Type10).then_some((ivhd.efr, ivhd.efr2)),
         iommu: ivhd.device_id,
-        capability: ivhd.capability,
+        capability: ivhd.capability_offset,
         ioapic,
         ioapic_registers: madt.unwrap_or(DEFAULT_IOAPIC),
     };
@@ -334,7 +334,7 @@ pub fn coverage<P: Platform + ?Sized>(p: &P, device: DeviceId) -> Result<Option<
         bail!("the XSDT lists no IVRS: there is no AMD IOMMU");
     };
     let mut bytes = [0; MAX_IVRS];
-    Ivrs::new(table.copy(p, &mut bytes)?)?
-        .ivhd()?
-        .coverage(device)
+    let table = Ivrs::parse(table.copy(p, &mut bytes)?)?;
+    let (_, block) = ivrs::first_iommu(&table)?;
+    ivrs::coverage(&block, device)
 }

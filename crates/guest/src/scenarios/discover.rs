@@ -1,6 +1,7 @@
 //! ACPI and PCI lead to one IOMMU and agree about it.
 
 use amdvi_regs::DeviceId;
+use amdvi_regs::ivrs::IvhdKind;
 use amdvi_regs::mmio::{Control, ExtendedFeature2, offset};
 
 use super::done;
@@ -53,7 +54,7 @@ pub(super) fn run<P: Platform + ?Sized>(p: &mut P, report: &mut Report) -> Resul
         &m,
         report,
         format_args!(
-            "IOMMU {id} at {base:#x} (IVHD {ivhd:02x}h, EFR {efr:#x}, EFR2 {efr2:#x}): {limit} \
+            "IOMMU {id} at {base:#x} (IVHD {ivhd}, EFR {efr:#x}, EFR2 {efr2:#x}): {limit} \
              interrupts per function; IOAPIC is {ioapic}; ACPI, PCI and registers agree; starts by \
              64-bit and by 32-bit writes"
         ),
@@ -63,26 +64,29 @@ pub(super) fn run<P: Platform + ?Sized>(p: &mut P, report: &mut Report) -> Resul
 fn firmware_agrees_with_registers<P: Platform + ?Sized>(m: &mut Machine<'_, P>) -> Result<()> {
     let found = m.found;
     let best = match found.ivhd_counts {
-        [_, _, n] if n > 0 => 0x40,
-        [_, n, _] if n > 0 => 0x11,
-        _ => 0x10,
+        [_, _, n] if n > 0 => IvhdKind::Type40,
+        [_, n, _] if n > 0 => IvhdKind::Type11,
+        _ => IvhdKind::Type10,
     };
     ensure!(
         found.ivhd == best,
-        "IVHD {:02x}h is last, though {best:02x}h is there: Linux takes the last one",
+        "IVHD {} is last, though {best} is there: Linux takes the last one",
         found.ivhd
     );
-    if let (Some(efr), Some(efr2)) = (found.efr, found.efr2) {
-        let (mmio, mmio2) = (m.iommu.efr.into_bits(), m.iommu.efr2.into_bits());
+    if let Some((efr, efr2)) = found.images {
+        let (mmio, mmio2) = (m.iommu.efr, m.iommu.efr2);
         ensure!(
-            found.iv_info & 1 == 1,
-            "IVinfo {:#x}: EFRSup is 0, so drivers ignore the EFR image",
+            found.iv_info.efr_sup(),
+            "IVinfo {}: EFRSup is 0, so drivers ignore the EFR image",
             found.iv_info
         );
-        ensure!(efr == mmio, "IVHD EFR is {efr:#x}, the register {mmio:#x}");
         ensure!(
-            efr2 == mmio2,
-            "IVHD EFR2 is {efr2:#x}, the register {mmio2:#x}"
+            efr == mmio && efr2 == mmio2,
+            "the IVHD has EFR {:#x}, EFR2 {:#x}; the registers {:#x}, {:#x}",
+            efr.into_bits(),
+            efr2.into_bits(),
+            mmio.into_bits(),
+            mmio2.into_bits()
         );
     }
     let endpoint = m.dev.id;

@@ -114,7 +114,7 @@ pub(super) fn run<P: Platform + ?Sized>(p: &mut P, report: &mut Report) -> Resul
     only(&mut m, irt.dte().with_init_pass(true), INIT)?;
     ensure!(alive(&mut m, last), "CPU {last} stopped before INIT");
     passed(&mut m, apic, INIT).during("InitPass=1")?;
-    stops(&mut m, last)?;
+    stops(&mut m, &irt, last)?;
     m.expect_no_event()?;
     done(
         &m,
@@ -157,21 +157,32 @@ fn arbitrated<P: Platform + ?Sized>(m: &mut Machine<'_, P>, irt: &Irt) -> Result
     Ok(())
 }
 
-/// The heart stops: within patience there is a stretch without a beat in which CPU 0 does a lot.
-fn stops<P: Platform + ?Sized>(m: &mut Machine<'_, P>, cpu: usize) -> Result<()> {
-    /// Pauses without a beat that count as a stop.
-    const STILL: u32 = 4000;
+/// Waits until CPU 0's heart has beaten `beats` times without a beat of `cpu`'s.
+fn still<P: Platform + ?Sized>(m: &mut Machine<'_, P>, cpu: usize, beats: u64) -> bool {
     let mut last = m.p.heartbeat(cpu);
-    let mut still = 0;
-    let stopped = wait::until(m.p, |p| {
-        let now = p.heartbeat(cpu);
-        still = if now == last { still + 1 } else { 0 };
-        last = now;
-        still >= STILL
-    });
+    let mut since = m.p.heartbeat(0);
+    wait::until(m.p, |p| {
+        let (now, own) = (p.heartbeat(cpu), p.heartbeat(0));
+        if now != last {
+            (last, since) = (now, own);
+        }
+        own - since >= beats
+    })
+}
+
+/// The CPU waits for a SIPI: its heart does not beat, and it takes no interrupts.
+fn stops<P: Platform + ?Sized>(m: &mut Machine<'_, P>, irt: &Irt, cpu: usize) -> Result<()> {
+    const VECTOR: u8 = 0x65;
     ensure!(
-        stopped,
-        "CPU {cpu} goes on after INIT: its heart has beaten {last} times"
+        still(m, cpu, 30),
+        "CPU {cpu} goes on after INIT: its heart has beaten {} times",
+        m.p.heartbeat(cpu)
     );
+    irt.write(m.p, 3, Irte::fixed(m.apic(cpu), VECTOR));
+    m.iommu.invalidate_interrupts(m.p, irt.device)?;
+    let before = m.p.interrupts(cpu, VECTOR);
+    m.dev.raw(m.p, ADDRESS, 3);
+    let quiet = still(m, cpu, 10) && m.p.interrupts(cpu, VECTOR) == before;
+    ensure!(quiet, "CPU {cpu} takes interrupts after INIT");
     Ok(())
 }
