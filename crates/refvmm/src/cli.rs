@@ -33,12 +33,20 @@ const UNUSABLE: u8 = 2;
 #[derive(Debug, Parser)]
 #[command(name = "amdvi-refvmm", version, after_help = after_help())]
 pub struct Cli {
-    /// The IOMMU, as a property string; see below. Without it each scenario brings its own device
+    /// The IOMMU, as a property string; see below.
+    ///
+    /// Without it each scenario brings its own device. With it they run on this one, but for those
+    /// that it can't stand in for: a scenario about a feature that it does not have, or about the
+    /// absence of one that it has, keeps its own and says so. A scenario that --scenario names and
+    /// that needs a feature is run without it, and fails.
     #[arg(long, value_name = "STRING", value_parser = str::parse::<Device>)]
     device: Option<Device>,
 
-    /// What the host can do: `none` (no function is passed through), `legacy-vfio`, or
-    /// `mock:NAME=VALUE,…`, such as `mock:numint2k=off`. Without it each scenario brings its own
+    /// What the host can do: `none`, `legacy-vfio`, or `mock:NAME=VALUE,…`, such as
+    /// `mock:numint2k=off`.
+    ///
+    /// `none`: no function is passed through, so that nothing depends on the host. Without the
+    /// option each scenario brings its own host; with it, the rules of --device hold.
     #[arg(long, value_name = "SPEC", value_parser = str::parse::<HostCapSpec>)]
     host_caps: Option<HostCapSpec>,
 

@@ -45,6 +45,23 @@ fn every_scenario_passes_on_the_default_device_with_all_cpus() {
 }
 
 #[test]
+fn every_scenario_that_is_not_about_2k_passes_on_a_host_without_it() {
+    let wishes = Wishes {
+        host_caps: Some("mock:numint2k=off".parse().expect("it parses")),
+        ..Wishes::default()
+    };
+    let outcomes = run_all(&wishes);
+    let failures = failures(&outcomes);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    let own: Vec<_> = outcomes
+        .iter()
+        .filter(|o| o.on_its_own_machine)
+        .map(|o| o.name)
+        .collect();
+    assert_eq!(own, ["intremap-2k", "legacy-vfio"]);
+}
+
+#[test]
 fn every_promised_scenario_exists() {
     let outcomes = plan::plan(&Wishes::default()).expect("a plan");
     for name in [

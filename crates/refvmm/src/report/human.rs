@@ -106,7 +106,7 @@ impl Human {
             .iter()
             .partition(|decision| decision.requested.is_on());
         for decision in asked {
-            let granted = format!("{:<8}", decision.granted.to_string());
+            let granted = format!("{:<8}", decision.feature.spell(decision.granted));
             let colour = if decision.is_withheld() {
                 Colour::Yellow
             } else {
@@ -115,7 +115,7 @@ impl Human {
             let granted = self.paint(colour, &granted);
             for (n, part) in wrap(&decision.reason, LINE - 34).iter().enumerate() {
                 let line = if n == 0 {
-                    let requested = decision.requested.to_string();
+                    let requested = decision.feature.spell(decision.requested);
                     format!(
                         "{:<14} {requested:<9} {granted} {part}",
                         decision.feature.name()

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use amdvi_device::Options;
 use amdvi_device::options::OptionError;
 use amdvi_guest::boot::MAX_CPUS;
-use amdvi_hostcap::{Facts, Feature, HostCapSpec, Offer, Request, Setting, negotiate};
+use amdvi_hostcap::{Facts, Feature, HostCapSpec, Offer, Request, negotiate};
 use amdvi_regs::mmio::ExtendedFeature;
 use serde_json::Value;
 
@@ -80,11 +80,9 @@ impl Machine {
         }
         let features = request(&self.options);
         for feature in Feature::ALL {
-            let value = match features.get(feature) {
-                Setting::Switch(on) => Value::from(on),
-                Setting::Level(level) => Value::from(level),
-            };
-            offered.insert(feature.name().to_owned(), value);
+            if let Some(value) = option_value(&feature.spell(features.get(feature))) {
+                offered.insert(feature.name().to_owned(), value);
+            }
         }
         offered
     }
