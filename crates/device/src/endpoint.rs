@@ -58,7 +58,8 @@ pub enum Abort {
 
 /// The beginning of a DMA access, translated.
 ///
-/// Access memory while this lives: it is what a COMPLETION_WAIT waits for.
+/// Access memory while this lives: it is what a COMPLETION_WAIT waits for. For that reason the
+/// thread that holds it must not access the device's registers.
 #[derive(Debug)]
 pub struct Mapped<'a> {
     span: Span,

@@ -27,8 +27,9 @@ pub trait Observer: Send + Sync {
     /// What this observer derived from the guest's tables is out of date.
     ///
     /// Called at most once per COMPLETION_WAIT, before its store and its interrupt become visible
-    /// to the guest, and after each register write that changes what all tables mean. No lock is
-    /// held and no operation is in flight: the observer may read the device and resolve routes.
+    /// to the guest and when every operation has ended that may have used what was invalidated;
+    /// and after each register write that changes what all tables mean. No lock is held: the
+    /// observer may access the device and resolve routes.
     fn changed(&self, changes: &Changes);
 }
 

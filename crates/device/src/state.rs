@@ -9,7 +9,7 @@ use amdvi_irt::{Delivery, DestMode, Trigger};
 use amdvi_regs::mmio::{
     Control, ExtendedFeature, ExtendedFeature2, RingBase, RingPointer, Status, XtInterruptControl,
 };
-use amdvi_regs::msi::{DeliveryMode, Msi};
+use amdvi_regs::msi::{DeliveryMode, Msi, is_msi_address};
 use serde::{Deserialize, Serialize};
 
 /// What is fixed when the device is built.
@@ -229,9 +229,11 @@ impl Registers {
                 rq_eoi: false,
             });
         }
-        self.msi.enabled.then(|| {
+        let address = u64::from(self.msi.address_high) << 32 | u64::from(self.msi.address_low);
+        // Anywhere else the message is a write to memory, which this device does not make.
+        (self.msi.enabled && is_msi_address(address)).then(|| {
             Delivery::from_msi(Msi {
-                address: u64::from(self.msi.address_high) << 32 | u64::from(self.msi.address_low),
+                address,
                 data: self.msi.data.into(),
             })
         })

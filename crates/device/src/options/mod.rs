@@ -226,6 +226,24 @@ impl Options {
             .collect())
     }
 
+    /// The features that depend on the host, under the names that [`limit`](Self::limit) takes,
+    /// with the level asked for: 1 for a switch that is on, levels above four for `hats`.
+    pub fn features(&self) -> Vec<(&'static str, u8)> {
+        let mut list: Vec<_> = [
+            ("numint2k", self.numint2k),
+            ("xtsup", self.xtsup),
+            ("gasup", self.ga),
+            ("gamsup", self.vapic),
+        ]
+        .into_iter()
+        .filter_map(|(name, on)| on.then_some((name, 1)))
+        .collect();
+        if self.dma_remap {
+            list.push(("hats", self.hats - 4));
+        }
+        list
+    }
+
     /// The Extended Feature Register that the guest reads (48882 §3.4.2).
     pub fn efr(&self) -> ExtendedFeature {
         ExtendedFeature::new()

@@ -112,9 +112,11 @@ fn every_reserved_bit_makes_a_command_illegal() {
         invalidate_irt(NIC).into(),
         invalidate_all().into(),
     ];
+    let rig = Rig::new("amd-iommu");
     for command in commands {
         for bit in (0..128).filter(|bit| !(60..64).contains(bit)) {
-            let rig = Rig::enabled("amd-iommu");
+            rig.iommu.reset();
+            rig.enable();
             let mut words = command.words();
             words[bit / 64] ^= 1 << (bit % 64);
             let changed = Command::decode(words);
@@ -336,9 +338,7 @@ fn a_reset_during_completion_wait_drops_the_command() {
     });
     rig.submit(&[
         Command::from(invalidate_irt(NIC)),
-        CompletionWait::from(completion_wait_store(STORE, 1))
-            .with_i(true)
-            .into(),
+        completion_wait_store(STORE, 1).with_i(true).into(),
     ]);
     assert_eq!(rig.memory.read(STORE), 0);
     assert_eq!((head(&rig), rig.read(offset::COMMAND_TAIL)), (0, 0));

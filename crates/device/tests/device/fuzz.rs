@@ -1,4 +1,7 @@
 //! The fuzz targets with seeded input: a short run of each on every test.
+//!
+//! For a long one: `AMDVI_FUZZ_FACTOR=1000 AMDVI_FUZZ_SEED=7 cargo test --release -p amdvi-device
+//! --test device fuzz`.
 
 use amdvi_device::fuzz;
 
@@ -33,8 +36,11 @@ impl Bytes {
 }
 
 fn run(target: fn(&[u8]), iterations: u32, max: u64) {
-    let mut bytes = Bytes(0x5eed);
-    for _ in 0..iterations {
+    let number = |name, default| {
+        std::env::var(name).map_or(default, |value| value.parse().expect("a number"))
+    };
+    let mut bytes = Bytes(number("AMDVI_FUZZ_SEED", 0x5eed));
+    for _ in 0..u64::from(iterations) * number("AMDVI_FUZZ_FACTOR", 1) {
         target(&bytes.take(max));
     }
     target(&[]);

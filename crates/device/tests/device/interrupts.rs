@@ -55,6 +55,19 @@ fn a_disabled_msi_capability_sends_nothing() {
 }
 
 #[test]
+fn an_msi_address_outside_the_msi_window_delivers_nothing() {
+    for (low, high) in [(0, 0), (0xfed0_0000, 0), (0xfee0_0000, 1), (0xfef0_0000, 0)] {
+        let rig = Rig::enabled("amd-iommu");
+        rig.enable_msi(0x51);
+        rig.set_config(0x68, low);
+        rig.set_config(0x6c, high);
+        rig.set_control(|c| c.with_com_wait_int_en(true));
+        rig.submit(&[WAIT]);
+        assert!(rig.status().com_wait_int() && rig.take_vectors().is_empty());
+    }
+}
+
+#[test]
 fn the_xt_registers_replace_msi_and_zero_masks() {
     let rig = Rig::enabled("amd-iommu");
     rig.enable_msi(0x51);

@@ -276,6 +276,27 @@ fn hats_is_limited_by_levels_above_four() {
 }
 
 #[test]
+fn every_feature_can_be_limited_to_nothing() {
+    let mut options = Options::parse("amd-iommu,vapic=on,numint2k=on").unwrap();
+    let features = options.features();
+    let names: Vec<_> = features.iter().map(|&(name, _)| name).collect();
+    assert_eq!(names, ["numint2k", "xtsup", "gasup", "gamsup", "hats"]);
+    for (name, level) in features {
+        assert_eq!(
+            options.limit(name, level).unwrap(),
+            [],
+            "{name}: granted as asked"
+        );
+    }
+    for name in names {
+        options.limit(name, 0).unwrap();
+    }
+    assert_eq!(options.features(), [("hats", 0)]);
+    assert_eq!(options.efr().into_bits(), 1 << 46 | 1 << 6);
+    assert_eq!(options.efr2().into_bits(), 0);
+}
+
+#[test]
 fn only_features_can_be_limited() {
     let mut options = Options::default();
     assert!(matches!(

@@ -60,15 +60,20 @@ impl Rig {
     /// Rings and a full device table are in place, and everything but interrupts is enabled.
     pub(crate) fn enabled(options: &str) -> Self {
         let rig = Self::new(options);
-        rig.write(offset::DEVICE_TABLE_BASE, DEVICE_TABLE | 0x1ff);
-        rig.write(offset::COMMAND_BUFFER_BASE, COMMANDS | LEN_8);
-        rig.write(offset::EVENT_LOG_BASE, EVENTS | LEN_8);
-        rig.set_control(|c| {
+        rig.enable();
+        rig
+    }
+
+    /// What [`enabled`](Self::enabled) does to a device after reset.
+    pub(crate) fn enable(&self) {
+        self.write(offset::DEVICE_TABLE_BASE, DEVICE_TABLE | 0x1ff);
+        self.write(offset::COMMAND_BUFFER_BASE, COMMANDS | LEN_8);
+        self.write(offset::EVENT_LOG_BASE, EVENTS | LEN_8);
+        self.set_control(|c| {
             c.with_iommu_en(true)
                 .with_cmd_buf_en(true)
                 .with_event_log_en(true)
         });
-        rig
     }
 
     pub(crate) fn read(&self, at: u64) -> u64 {
