@@ -172,7 +172,9 @@ fn forbidden(feature: Feature, wanted: u8, no: &Known<'_>) -> String {
         _ => ("the host's hardware", "does not support", ""),
     };
     let sayers = no.sayers(|level| level == cap);
-    if cap == 0 {
+    // Without anything above its base level a page table still has that one.
+    let lowered = cap > 0 || (no.feature == feature && feature.base() > 0);
+    if !lowered {
         let _ = write!(text, "{who} {what} {}, says {sayers}", no.feature);
     } else {
         let _ = write!(
@@ -190,11 +192,11 @@ fn forbidden(feature: Feature, wanted: u8, no: &Known<'_>) -> String {
         );
     }
     let option = feature.name();
-    match (cap, way_out) {
-        (0, "") => {
+    match (lowered, way_out) {
+        (false, "") => {
             let _ = write!(text, "; drop {option} or use a host that has it.");
         }
-        (0, way_out) => {
+        (false, way_out) => {
             let _ = write!(text, "; it would take {way_out}.");
         }
         _ => text.push('.'),

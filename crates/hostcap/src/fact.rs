@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::feature::{Feature, Setting, UnknownFeature};
 use crate::scope::Scope;
+use crate::shown::Shown;
 
 /// What a fact is evidence of. The three come from different places and prove different things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -155,7 +156,7 @@ impl fmt::Display for Late {
 }
 
 /// What a fact says, without its phase.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Statement {
     pub(crate) subject: Subject,
     pub(crate) aspect: Aspect,
@@ -206,7 +207,7 @@ struct Wire<P> {
     subject: Subject,
     aspect: Aspect,
     scope: Scope,
-    value: Setting,
+    value: Shown,
     source: String,
     #[serde(default)]
     detail: String,
@@ -215,7 +216,8 @@ struct Wire<P> {
 
 impl<P: Phase> From<Wire<P>> for Fact<P> {
     fn from(w: Wire<P>) -> Self {
-        Self::new(w.subject, w.value, w.aspect, w.scope, w.source, w.detail)
+        let value = w.subject.from_shown(w.value);
+        Self::new(w.subject, value, w.aspect, w.scope, w.source, w.detail)
     }
 }
 
@@ -230,7 +232,7 @@ impl<P> From<Fact<P>> for Wire<P> {
             subject: s.subject,
             aspect: s.aspect,
             scope: s.scope,
-            value: s.value,
+            value: s.subject.shown(s.value),
             source: s.source,
             detail: s.detail,
             phase,
@@ -310,8 +312,10 @@ impl<P: Phase> fmt::Display for Fact<P> {
         } = &self.statement;
         write!(
             f,
-            "{subject} {aspect}={value}, {}, from {}",
-            self.phase, self.statement
+            "{subject} {aspect}={}, {}, from {}",
+            subject.shown(*value),
+            self.phase,
+            self.statement
         )
     }
 }

@@ -59,6 +59,23 @@ impl fmt::Display for Gap {
     }
 }
 
+/// Something that a source saw and that proves nothing: shown to a person who asks why.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Note {
+    /// The source.
+    pub source: String,
+    /// What it is about.
+    pub scope: Scope,
+    /// What was seen.
+    pub text: String,
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}: {}", self.source, self.scope, self.text)
+    }
+}
+
 /// "This IOMMU serves this function."
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Served {
@@ -83,6 +100,9 @@ pub struct Answer<P> {
     /// Which IOMMU serves which function, as far as it knows.
     #[serde(default)]
     pub served: Vec<Served>,
+    /// What it saw besides, such as raw registers.
+    #[serde(default)]
+    pub notes: Vec<Note>,
 }
 
 impl<P> Answer<P> {
@@ -92,7 +112,16 @@ impl<P> Answer<P> {
             facts: Vec::new(),
             gaps: Vec::new(),
             served: Vec::new(),
+            notes: Vec::new(),
         }
+    }
+
+    /// Adds what another source answered.
+    pub fn merge(&mut self, other: Self) {
+        self.facts.extend(other.facts);
+        self.gaps.extend(other.gaps);
+        self.served.extend(other.served);
+        self.notes.extend(other.notes);
     }
 }
 
@@ -121,6 +150,8 @@ pub struct EarlyFacts {
     facts: BTreeSet<Fact<Early>>,
     gaps: BTreeSet<Gap>,
     served: BTreeSet<Served>,
+    #[serde(default)]
+    notes: BTreeSet<Note>,
     forced: Option<Situation>,
 }
 
@@ -143,6 +174,7 @@ impl EarlyFacts {
                 answer.facts.into_iter().for_each(|fact| self.insert(fact));
                 self.gaps.extend(answer.gaps);
                 self.served.extend(answer.served);
+                self.notes.extend(answer.notes);
             }
             Err(error) => {
                 let gap = Gap {
@@ -187,6 +219,16 @@ impl EarlyFacts {
         self.gaps.iter()
     }
 
+    /// What sources saw besides.
+    pub fn notes(&self) -> impl Iterator<Item = &Note> {
+        self.notes.iter()
+    }
+
+    /// Which IOMMU serves which function, as far as it is known.
+    pub fn served(&self) -> impl Iterator<Item = &Served> {
+        self.served.iter()
+    }
+
     /// The sources that were asked.
     pub fn sources(&self) -> impl Iterator<Item = &str> {
         self.sources.keys().map(String::as_str)
@@ -224,6 +266,8 @@ struct Bound {
     facts: BTreeSet<Fact<Late>>,
     gaps: BTreeSet<Gap>,
     served: BTreeSet<Served>,
+    #[serde(default)]
+    notes: BTreeSet<Note>,
 }
 
 impl Bound {
@@ -270,6 +314,7 @@ impl Facts {
                 Ok(answer) => {
                     bound.gaps.extend(answer.gaps);
                     bound.served.extend(answer.served);
+                    bound.notes.extend(answer.notes);
                     answer.facts.into_iter().for_each(|fact| bound.insert(fact));
                 }
                 Err(error) => {
@@ -340,6 +385,13 @@ impl Facts {
         self.early
             .gaps()
             .chain(self.late.values().flat_map(|bound| &bound.gaps))
+    }
+
+    /// What sources saw besides.
+    pub fn notes(&self) -> impl Iterator<Item = &Note> {
+        self.early
+            .notes()
+            .chain(self.late.values().flat_map(|bound| &bound.notes))
     }
 
     /// Decides one feature; [`negotiate`](crate::negotiate) is this for all of them.

@@ -59,9 +59,8 @@ pub enum FeatureKind {
     },
 }
 
-/// The value of a feature, requested, known or granted: a JSON boolean or number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(untagged)]
+/// The value of a feature, requested, known or granted. [`Feature::shown`] is how it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Setting {
     /// On or off.
     Switch(bool),
@@ -98,16 +97,6 @@ impl From<bool> for Setting {
 impl From<u8> for Setting {
     fn from(level: u8) -> Self {
         Self::Level(level)
-    }
-}
-
-impl fmt::Display for Setting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Switch(true) => f.write_str("on"),
-            Self::Switch(false) => f.write_str("off"),
-            Self::Level(level) => write!(f, "{level}"),
-        }
     }
 }
 
@@ -172,7 +161,7 @@ const HOST_SWITCH: Row = Row {
     kernel: ALLOWED,
 };
 
-/// The interrupt formats: emulated for every function, passed through or not.
+/// The interrupt formats, and host page tables: emulated for every function, passed through or not.
 ///
 /// A passed-through function's interrupt reaches the VMM (or KVM) through the host's own table,
 /// as an event, and the emulated table is read after that: its format, its destination width
@@ -278,14 +267,18 @@ impl Feature {
                 hardware: "EFR[50]=1",
                 ..HOST_SWITCH
             },
+            // The levels of the guest's own tables are a format that the device walks: for a
+            // passed-through function the VMM maps what they map, into tables that the host
+            // kernel builds with as many levels as it likes. What the host limits is which
+            // IOVAs can be mapped, at 4 levels as well as at 6; that shows when mapping, and
+            // the guest is told by IVRS. A host that states fewer levels is obeyed all the
+            // same, for it can't map what lies beyond them.
             Self::Hats => Row {
                 name: "hats",
                 kind: FeatureKind::Level { max: 2 },
                 spelled_from: 4,
-                iommufd: false,
                 hardware: "EFR[11:10]",
-                kernel: "the IOVA ranges that the host kernel accepts for the function (IOMMU_IOAS_IOVA_RANGES)",
-                ..HOST_SWITCH
+                ..EMULATED_SWITCH
             },
             Self::HtRangeIgnore => Row {
                 name: "htrangeignore",
@@ -374,13 +367,10 @@ impl Feature {
         }
     }
 
-    /// A value as options and reasons spell it: `on`, `off`, a number; `hats` and `gats` as the
-    /// number of all levels, 4 and up.
-    pub fn spell(self, value: Setting) -> String {
-        match self.normalize(value) {
-            Setting::Level(level) => (level + self.row().spelled_from).to_string(),
-            switch => switch.to_string(),
-        }
+    /// What level 0 is called by people: 4 for page tables, which are spoken of by all their
+    /// levels, else 0.
+    pub(crate) const fn base(self) -> u8 {
+        self.row().spelled_from
     }
 
     /// Brings a value into this feature's kind, without ever reading more into it than it says.
@@ -396,7 +386,7 @@ impl Feature {
 
     /// Reads a value as the property string spells it: `on`/`off` (also `true`/`false`,
     /// `yes`/`no`, `1`/`0`), or a number for a level; `hats` and `gats` take the number of all
-    /// levels (4 and up) or the register's value.
+    /// levels, 4 and up.
     ///
     /// # Errors
     /// Names the option, the value, and what it accepts.
@@ -408,8 +398,7 @@ impl Feature {
                 _ => value
                     .parse::<u8>()
                     .ok()
-                    // The register's value, or as it is spelled; the two do not overlap.
-                    .map(|n| n.checked_sub(self.row().spelled_from).unwrap_or(n))
+                    .and_then(|n| n.checked_sub(self.base()))
                     .filter(|level| *level <= max)
                     .map(Setting::Level),
             },
@@ -420,7 +409,7 @@ impl Feature {
             accepted: match self.kind() {
                 FeatureKind::Switch => "on, off".to_owned(),
                 FeatureKind::Level { max } => {
-                    let from = self.row().spelled_from;
+                    let from = self.base();
                     format!("{from} to {}, off", from + max)
                 }
             },
@@ -507,7 +496,6 @@ mod tests {
         for (feature, text, level) in [
             (Feature::Hats, "4", 0),
             (Feature::Hats, "6", 2),
-            (Feature::Hats, "2", 2),
             (Feature::Gats, "5", 1),
             (Feature::Gats, "off", 0),
             (Feature::PasidMax, "15", 15),

@@ -100,16 +100,18 @@ mod feature;
 mod negotiate;
 mod registers;
 mod scope;
+mod shown;
 pub mod source;
 mod spec;
 
 pub use fact::{Aspect, Early, Fact, Late, Phase, Subject};
-pub use facts::{Answer, EarlyFacts, Facts, Gap, Served, Situation};
+pub use facts::{Answer, EarlyFacts, Facts, Gap, Note, Served, Situation};
 pub use feature::{Feature, FeatureKind, ParseSettingError, Setting, UnknownFeature};
 pub use negotiate::negotiate;
 pub use negotiate::{Decision, Offer, Request, RequestError};
 pub use registers::{HostRegisters, kernel_allows_in_guest};
 pub use scope::{ParsePciFunctionError, PciFunction, Scope};
+pub use shown::Shown;
 #[cfg(any(test, feature = "mock"))]
 pub use source::MockHostCapSource;
 pub use source::{HostCapSource, SourceError};

@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use crate::decide::decide;
 use crate::facts::Facts;
 use crate::feature::{Feature, ParseSettingError, Setting, UnknownFeature};
+use crate::shown::Shown;
 
 /// What was requested of the device; what is not named is not requested.
 ///
-/// From text: `numint2k=on,hats=2`. From and to JSON: `{"numint2k": true, "hats": 2}`.
+/// From text: `numint2k=on,hats=6`. From and to JSON: `{"numint2k": true, "hats": 6}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "BTreeMap<Feature, Setting>")]
+#[serde(from = "BTreeMap<Feature, Shown>", into = "BTreeMap<Feature, Shown>")]
 pub struct Request(BTreeMap<Feature, Setting>);
 
 impl Request {
@@ -31,6 +32,14 @@ impl Request {
         self
     }
 
+    /// Requests the most of every feature.
+    pub fn everything() -> Self {
+        Feature::ALL
+            .into_iter()
+            .map(|f| (f, f.setting(u8::MAX)))
+            .collect()
+    }
+
     /// See [`Request::with`].
     pub fn set(&mut self, feature: Feature, value: impl Into<Setting>) {
         self.0.insert(feature, feature.normalize(value.into()));
@@ -42,9 +51,21 @@ impl Request {
     }
 }
 
-impl From<BTreeMap<Feature, Setting>> for Request {
-    fn from(map: BTreeMap<Feature, Setting>) -> Self {
-        map.into_iter().collect()
+impl From<BTreeMap<Feature, Shown>> for Request {
+    fn from(map: BTreeMap<Feature, Shown>) -> Self {
+        map.into_iter()
+            .map(|(f, shown)| (f, f.from_shown(shown)))
+            .collect()
+    }
+}
+
+impl From<Request> for BTreeMap<Feature, Shown> {
+    fn from(request: Request) -> Self {
+        request
+            .0
+            .into_iter()
+            .map(|(f, value)| (f, f.shown(value)))
+            .collect()
     }
 }
 
@@ -108,16 +129,50 @@ impl FromStr for Request {
 }
 
 /// What became of one feature.
+///
+/// In JSON `{"feature", "requested", "granted", "reason"}`, values as [`Shown`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "Wire", into = "Wire")]
 pub struct Decision {
-    /// The feature, in JSON by its name.
+    /// The feature.
     pub feature: Feature,
-    /// What was requested: in JSON a boolean, or a number for a level.
+    /// What was requested.
     pub requested: Setting,
     /// What the guest is offered, never more than requested.
     pub granted: Setting,
     /// One sentence why, which names who says so and what can be done.
     pub reason: String,
+}
+
+/// The JSON form of a [`Decision`].
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    feature: Feature,
+    requested: Shown,
+    granted: Shown,
+    reason: String,
+}
+
+impl From<Wire> for Decision {
+    fn from(wire: Wire) -> Self {
+        Self {
+            feature: wire.feature,
+            requested: wire.feature.from_shown(wire.requested),
+            granted: wire.feature.from_shown(wire.granted),
+            reason: wire.reason,
+        }
+    }
+}
+
+impl From<Decision> for Wire {
+    fn from(decision: Decision) -> Self {
+        Self {
+            feature: decision.feature,
+            requested: decision.feature.shown(decision.requested),
+            granted: decision.feature.shown(decision.granted),
+            reason: decision.reason,
+        }
+    }
 }
 
 impl Decision {
@@ -193,10 +248,10 @@ impl Offer {
     }
 
     /// Names and values of all that is offered, as JSON reports show it.
-    pub fn offered(&self) -> BTreeMap<Feature, Setting> {
+    pub fn offered(&self) -> BTreeMap<Feature, Shown> {
         self.decisions
             .iter()
-            .map(|d| (d.feature, self.granted(d.feature)))
+            .map(|d| (d.feature, d.feature.shown(d.granted)))
             .collect()
     }
 }
@@ -218,13 +273,13 @@ mod tests {
 
     #[test]
     fn a_request_reads_names_and_values() {
-        let request: Request = "numint2k=on, hats=2,,xtsup=off".parse().unwrap();
+        let request: Request = "numint2k=on, hats=6,,xtsup=off".parse().unwrap();
         assert_eq!(request.get(Feature::NumInt2K), Setting::ON);
         assert_eq!(request.get(Feature::Hats), Setting::Level(2));
         assert_eq!(request.get(Feature::Xt), Setting::OFF);
         assert_eq!(request.get(Feature::Gats), Setting::Level(0));
         let json = serde_json::to_string(&request).unwrap();
-        assert_eq!(json, r#"{"numint2k":true,"xtsup":false,"hats":2}"#);
+        assert_eq!(json, r#"{"numint2k":true,"xtsup":false,"hats":6}"#);
         assert_eq!(serde_json::from_str::<Request>(&json).unwrap(), request);
     }
 
@@ -246,7 +301,10 @@ mod tests {
 
     #[test]
     fn decisions_in_json_are_feature_requested_granted_reason() {
-        let offer = negotiate(&"numint2k=on,hats=1".parse().unwrap(), &Facts::default());
+        let offer = negotiate(
+            &"numint2k=on,hats=5,gats=5".parse().unwrap(),
+            &Facts::default(),
+        );
         let json = serde_json::to_value(&offer).unwrap();
         let first = &json["decisions"][0];
         assert_eq!(first["feature"], "numint2k");
@@ -258,13 +316,12 @@ mod tests {
                 .unwrap()
                 .contains("unknown is not yes")
         );
-        let hats = offer
-            .decisions
-            .iter()
-            .position(|d| d.feature == Feature::Hats)
-            .unwrap();
-        assert_eq!(json["decisions"][hats]["requested"], 1);
-        assert_eq!(json["decisions"][hats]["granted"], 0);
+        // Levels are counted in full, also where none above the base is granted.
+        for (feature, granted) in [(Feature::Hats, 5), (Feature::Gats, 4)] {
+            let at = Feature::ALL.iter().position(|f| *f == feature).unwrap();
+            assert_eq!(json["decisions"][at]["requested"], 5);
+            assert_eq!(json["decisions"][at]["granted"], granted);
+        }
         assert_eq!(serde_json::from_value::<Offer>(json).unwrap(), offer);
     }
 }

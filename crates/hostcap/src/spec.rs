@@ -135,11 +135,7 @@ impl MockHost {
             .values
             .iter()
             .map(|((subject, aspect), value)| {
-                let shown = match subject {
-                    Subject::Feature(feature) => feature.spell(*value),
-                    Subject::HtHole => value.to_string(),
-                };
-                let detail = format!("{subject}.{}={shown}", aspect.short());
+                let detail = format!("{subject}.{}={}", aspect.short(), subject.shown(*value));
                 Fact::new(*subject, *value, *aspect, Scope::Host, &name, detail)
             })
             .collect();
@@ -271,7 +267,7 @@ mod tests {
             "legacy-vfio",
             "mock:",
             "mock:numint2k=off,xtsup=on",
-            "mock:hats=2",
+            "mock:hats=6",
         ] {
             let spec: HostCapSpec = text.parse().unwrap();
             assert_eq!(spec.to_string(), text);

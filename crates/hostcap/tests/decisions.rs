@@ -3,8 +3,8 @@
 use amdvi_hostcap::source::{Emulated, Fixed, LegacyVfio};
 use amdvi_hostcap::{
     Answer, Aspect, Decision, Early, EarlyFacts, Fact, Facts, Feature, Gap, HostCapSource,
-    HostCapSpec, HostRegisters, Late, PciFunction, Request, Scope, Served, Setting, Situation,
-    SourceError, negotiate,
+    HostCapSpec, HostRegisters, Late, Note, PciFunction, Request, Scope, Served, Setting,
+    Situation, SourceError, negotiate,
 };
 use amdvi_regs::mmio::{Control, ExtendedFeature, ExtendedFeature2};
 
@@ -198,7 +198,7 @@ fn a_feature_falls_with_the_one_it_is_built_on() {
         &decision,
         &["xtsup is built on ga, and the host's hardware does not support ga"],
     );
-    let decision = decide("gats=1", &facts("mock:gats=1"), Feature::Gats);
+    let decision = decide("gats=5", &facts("mock:gats=5"), Feature::Gats);
     denied(&decision, &["gats is built on gtsup, and nothing shows"]);
 }
 
@@ -333,6 +333,7 @@ fn a_function_is_covered_by_the_iommu_that_serves_it_and_by_no_other() {
             facts: vec![hardware_2k(scope), kernel],
             gaps: vec![],
             served,
+            ..Answer::nothing()
         };
         let source = Fixed::new("sysfs:/sys").with_early(answer);
         Facts::collect([&source as &dyn HostCapSource], &[NIC])
@@ -384,11 +385,23 @@ fn a_level_is_lowered_to_what_is_proven() {
         decision.reason.contains("hats is lowered from 6 to 5"),
         "{decision}"
     );
-    let decision = decide("hats=2", &facts("mock:hats.hw=2"), Feature::Hats);
+    let decision = decide("hats=6", &facts("mock:hats=4"), Feature::Hats);
     assert_eq!(decision.granted, Setting::Level(0));
-    // A lower level that is stated on one side only is not proven either.
-    let decision = decide("hats=2", &facts("mock:hats.hw=1"), Feature::Hats);
-    denied(&decision, &["unknown is not yes"]);
+    assert!(
+        decision.reason.contains("hats is lowered from 6 to 4"),
+        "{decision}"
+    );
+    // A lower level that is stated on one side only is not proven.
+    let gats = decide("gats=5", &facts("mock:gtsup=on,gats.hw=5"), Feature::Gats);
+    denied(&gats, &["unknown is not yes"]);
+}
+
+#[test]
+fn the_levels_of_emulated_tables_do_not_depend_on_a_silent_host() {
+    for host in ["mock:", "mock:numint2k=off", "legacy-vfio"] {
+        let decision = decide("hats=6", &facts(host), Feature::Hats);
+        assert_eq!(decision.granted, Setting::Level(2), "{decision}");
+    }
 }
 
 #[test]
@@ -454,7 +467,7 @@ fn the_most_restrictive_situation_of_all_sources_counts() {
 
 #[test]
 fn facts_and_answers_round_trip_through_json() {
-    let mut facts = facts("mock:numint2k=on,hats=1,hthole=on");
+    let mut facts = facts("mock:numint2k=on,hats=5,hthole=on");
     facts.insert(NIC, kernel_2k(Scope::Function(NIC), true));
     let json = serde_json::to_string(&facts).unwrap();
     assert_eq!(serde_json::from_str::<Facts>(&json).unwrap(), facts);
@@ -472,6 +485,11 @@ fn facts_and_answers_round_trip_through_json() {
         facts: vec![hardware_2k(Scope::Host)],
         gaps: vec![gap],
         served,
+        notes: vec![Note {
+            source: "s".to_owned(),
+            scope: Scope::Host,
+            text: "n".to_owned(),
+        }],
     };
     let json = serde_json::to_string(&answer).unwrap();
     assert_eq!(

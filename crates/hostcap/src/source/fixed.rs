@@ -26,7 +26,7 @@ impl Fixed {
     /// Adds what is known early.
     #[must_use]
     pub fn with_early(mut self, answer: impl Into<Answer<Early>>) -> Self {
-        merge(&mut self.early, answer.into());
+        self.early.merge(answer.into());
         self
     }
 
@@ -34,15 +34,9 @@ impl Fixed {
     /// that function is asked for, everything else whenever any is.
     #[must_use]
     pub fn with_late(mut self, answer: impl Into<Answer<Late>>) -> Self {
-        merge(&mut self.late, answer.into());
+        self.late.merge(answer.into());
         self
     }
-}
-
-fn merge<P>(into: &mut Answer<P>, from: Answer<P>) {
-    into.facts.extend(from.facts);
-    into.gaps.extend(from.gaps);
-    into.served.extend(from.served);
 }
 
 impl HostCapSource for Fixed {
@@ -69,6 +63,7 @@ impl HostCapSource for Fixed {
             .retain(|fact: &Fact<Late>| concerns(fact.scope()));
         answer.gaps.retain(|gap| concerns(&gap.scope));
         answer.served.retain(|served| served.function == function);
+        answer.notes.retain(|note| concerns(&note.scope));
         Ok(answer)
     }
 }
