@@ -1,12 +1,12 @@
 //! The board as its CPUs see it, with an IOMMU that is not enabled: requests pass unchanged.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use amdvi_guest::endpoint::{ID_VALUE, Record, outcome, reg, vmm};
 use amdvi_irt::{Delivery, Trigger};
 use amdvi_regs::mmio::offset;
-use std::sync::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{Board, Injector, ram};
@@ -362,4 +362,53 @@ fn a_guest_that_pokes_everything_everywhere_harms_nothing() {
         m.board.port_write(port, &data[..width]);
         m.board.port_read(port, &mut data[..width]);
     }
+}
+
+#[test]
+fn the_device_can_be_replaced_while_everything_else_uses_it() {
+    let m = Machine::new();
+    m.msix(0x8000);
+    m.program(0, 0x80);
+    m.ioapic(0x10 + 2 * 9, 0x8071);
+    m.tell(reg::FIRE_COUNT, 1);
+    m.tell(reg::STORM, 1);
+    let done = AtomicBool::new(false);
+    let while_running = |work: &dyn Fn()| {
+        while !done.load(Ordering::Acquire) {
+            work();
+        }
+    };
+    // A deadlock would hang the test; each thread's work is endless until the last one ends.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Changes what all tables mean, which the IOAPIC hears of.
+            while_running(&|| {
+                for control in [0u32, 1] {
+                    m.write(m.iommu(offset::CONTROL), control);
+                }
+            });
+        });
+        scope.spawn(|| {
+            while_running(&|| {
+                m.tell(reg::PIN, 9 << 8 | 1);
+                m.board.eoi(0x71);
+                m.tell(reg::PIN, 9 << 8);
+            });
+        });
+        scope.spawn(|| {
+            while_running(&|| m.tell(reg::FIRE, 0));
+        });
+        let all_succeed = (0..200).all(|_| {
+            m.tell(reg::VMM_COMMAND, vmm::SAVE_RESTORE);
+            m.endpoint(reg::VMM_STATUS) == 0
+        });
+        // Before the check, or a failure would leave the threads running.
+        done.store(true, Ordering::Release);
+        assert!(all_succeed);
+    });
+    m.tell(reg::STORM, 0);
+    m.write(m.iommu(offset::CONTROL), 0);
+    m.log.take();
+    m.tell(reg::FIRE, 0);
+    assert_eq!(m.log.vectors(), [0x80]);
 }
