@@ -10,8 +10,9 @@ use crate::step::{cargo, describe, root, succeeded, target_dir};
 
 /// Arguments of `cargo xtask run`.
 #[derive(clap::Args)]
+#[command(disable_help_flag = true)]
 pub(crate) struct Args {
-    /// Options of the reference VMM; `cargo xtask run -- --help` lists them
+    /// Options of the reference VMM; `--help` (which builds it first) lists them
     #[arg(
         trailing_var_arg = true,
         allow_hyphen_values = true,
