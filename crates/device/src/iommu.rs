@@ -201,7 +201,6 @@ impl Iommu {
     fn replace(&self, registers: Registers) {
         let (_, emission) = self.locked(|inner| {
             inner.registers = registers;
-            inner.changes = Changes::none();
             self.apply(
                 inner,
                 Effects {
@@ -233,8 +232,9 @@ impl Iommu {
             self.fabric.invalidate_all();
             inner.undrained = true;
             inner.announce = true;
-            // What is announced as a whole needs no list.
-            inner.changes = Changes::none();
+            // The announcement goes out after the lock is released. Should a COMPLETION_WAIT of
+            // another vCPU overtake it, that one announces the same before its store.
+            inner.changes = Changes::All;
         }
         if effects.commands_moved {
             inner.epoch += 1;

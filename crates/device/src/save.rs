@@ -118,6 +118,14 @@ fn check_registers(r: &Registers, offer: &Offer) -> Result<(), RestoreError> {
         sticky = sticky.with_ga_int(true).with_gal_overflow(true);
     }
     within("STATUS", r.status, sticky.into_bits())?;
+    let status = Status::from_bits(r.status);
+    let running =
+        status.event_overflow() && !r.event_stopped || status.gal_overflow() && !r.ga_stopped;
+    ensure(
+        !running,
+        "STATUS (overflow of a log that is not stopped)",
+        r.status,
+    )?;
     for (n, &base) in r.device_tables.iter().enumerate() {
         let offered = n < 1 << efr.dev_tbl_seg_sup();
         let ok = base & !device_table_mask(n) == 0

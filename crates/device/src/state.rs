@@ -121,7 +121,8 @@ pub(crate) struct Registers {
     pub(crate) pci_interrupt_line: u8,
     /// An error stopped the command processor; CmdBufEn 0→1 starts it again.
     pub(crate) command_halted: bool,
-    /// The log overflowed; writing its enable bit with the overflow bit clear starts it again.
+    /// The log overflowed; writing its enable bit with the overflow bit clear starts it again. So it
+    /// is set whenever the overflow bit is.
     pub(crate) event_stopped: bool,
     pub(crate) ga_stopped: bool,
     /// Devices with DTE.SE=1 whose first IO_PAGE_FAULT is logged. At most one entry per DeviceID.
@@ -161,12 +162,8 @@ impl Registers {
         let on = control.iommu_en();
         sticky
             .with_cmd_buf_run(on && control.cmd_buf_en() && !self.command_halted)
-            .with_event_log_run(
-                on && control.event_log_en() && !self.event_stopped && !sticky.event_overflow(),
-            )
-            .with_ga_log_run(
-                on && control.ga_log_en() && !self.ga_stopped && !sticky.gal_overflow(),
-            )
+            .with_event_log_run(on && control.event_log_en() && !self.event_stopped)
+            .with_ga_log_run(on && control.ga_log_en() && !self.ga_stopped)
     }
 
     pub(crate) fn set_status(&mut self, set: impl FnOnce(Status) -> Status) {

@@ -207,6 +207,30 @@ fn the_ga_log_of_length_8_has_512_entries_overflows_and_restarts() {
 }
 
 #[test]
+fn the_ga_log_stays_stopped_until_it_is_cleared_and_enabled_again() {
+    let (rig, mut nic) = guest_mode();
+    for _ in 0..512 {
+        nic.signal(msi(0));
+    }
+    // Neither room nor GALogEn with the overflow bit set starts it.
+    rig.write(offset::GA_HEAD, 0xff8);
+    rig.set_control(|c| c.with_ga_log_en(false));
+    rig.set_control(|c| c.with_ga_log_en(true));
+    assert!(!rig.status().ga_log_run());
+    // Nor does clearing the bit.
+    rig.write32(
+        offset::STATUS,
+        Status::new().with_gal_overflow(true).into_bits() as u32,
+    );
+    nic.signal(msi(0));
+    assert_eq!(rig.read(offset::GA_TAIL), 0xff8);
+    assert!(!rig.status().ga_log_run());
+    rig.set_control(|c| c.with_ga_log_en(true));
+    nic.signal(msi(0));
+    assert_eq!(rig.read(offset::GA_TAIL), 0);
+}
+
+#[test]
 fn a_ga_log_head_behind_the_end_is_tolerated() {
     let (rig, mut nic) = guest_mode();
     rig.write(offset::GA_HEAD, 0x1010);

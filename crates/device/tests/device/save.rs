@@ -170,6 +170,16 @@ fn an_impossible_value_is_refused_and_the_device_untouched() {
         ("status", json!(1 << 3), "STATUS"),
         ("status", json!(1 << 5), "STATUS"),
         (
+            "status",
+            json!(1),
+            "STATUS (overflow of a log that is not stopped)",
+        ),
+        (
+            "status",
+            json!(1 << 9),
+            "STATUS (overflow of a log that is not stopped)",
+        ),
+        (
             "device_tables",
             json!([1u64 << 52, 0, 0, 0, 0, 0, 0, 0]),
             "device table base",
