@@ -198,17 +198,20 @@ fn entries<P: Platform + ?Sized>(m: &mut Machine<'_, P>, irt: &Irt) -> Result<()
     }
     guest_mode_is_off(m, irt)?;
 
-    let index = 1 << irt.len;
     let above = Logged::PageFault {
         pr: false,
         rz: false,
     };
+    // The entries behind the shorter table are valid: only its length keeps them out.
+    irt.write(m.p, 8, good);
+    irt.write(m.p, irt.entries() - 1, good);
     let mut short = base(irt);
     short.q2 = short.q2.with_int_tab_len(3);
     m.iommu.set_dte(m.p, id, &short)?;
     m.delivered(ADDRESS, u32::from(GOOD), cpu, VECTOR)?;
     blocked(m, "index 8 of 8", ADDRESS, 8, above)?;
-    blocked(m, "last index of 512", ADDRESS, index - 1, above)?;
+    let last = u32::from(irt.entries()) - 1;
+    blocked(m, "last index of 512, table of 8", ADDRESS, last, above)?;
     short.q2 = short.q2.with_ig(true);
     m.iommu.set_dte(m.p, id, &short)?;
     blocked(m, "index 8 of 8, IG=1", ADDRESS, 8, Logged::Nothing)?;

@@ -2,6 +2,7 @@
 //!
 //! The reports count the interrupts of the table as a whole, once, and not those of further checks.
 
+use amdvi_regs::command::{InvalidateDevtabEntry, InvalidateIommuAll};
 use amdvi_regs::event::IoPageFault;
 use amdvi_regs::mmio::Control;
 
@@ -140,6 +141,45 @@ fn index_fault<P: Platform + ?Sized>(m: &Machine<'_, P>, address: u64) -> IoPage
         .with_address(address)
 }
 
+/// Uses a table as one of 2^`len` entries.
+fn shorten<P: Platform + ?Sized>(m: &mut Machine<'_, P>, irt: &Irt, len: u8) -> Result<()> {
+    m.iommu
+        .set_interrupts(m.p, irt.device, irt.dte().with_int_tab_len(len))
+}
+
+/// Each command that ends the use of old tables does so alone.
+fn flushes<P: Platform + ?Sized>(m: &mut Machine<'_, P>) -> Result<()> {
+    let id = m.dev.id;
+    let apic = m.apic(0);
+    let [one, two] = [0x41, 0x42].map(|vector| Irte::fixed(apic, vector));
+    let first = m.new_table(LEN_512)?;
+    first.write(m.p, 1, one);
+    m.iommu.invalidate_interrupts(m.p, id)?;
+    m.delivered(ADDRESS, 1, 0, one.vector)?;
+    let what = "entry rewritten, INVALIDATE_IOMMU_ALL";
+    first.write(m.p, 1, two);
+    m.iommu.command(m.p, InvalidateIommuAll::new())?;
+    m.delivered(ADDRESS, 1, 0, two.vector).during(what)?;
+
+    let second = Irt::new(m.p, id, LEN_512, first.wide)?;
+    second.write(m.p, 1, one);
+    let interrupts = m.iommu.dte(id) + 16;
+    let what = "another table, INVALIDATE_DEVTAB_ENTRY";
+    m.p.write_u64(interrupts, second.dte().into_bits());
+    let flush = InvalidateDevtabEntry::new().with_device_id(id.0);
+    m.iommu.command(m.p, flush)?;
+    m.delivered(ADDRESS, 1, 0, one.vector).during(what)?;
+
+    let what = "DTE made valid, INVALIDATE_IOMMU_ALL";
+    m.iommu
+        .set_interrupts(m.p, id, first.dte().with_iv(false))?;
+    let unmapped = ADDRESS | u64::from(apic & 0xff) << 12;
+    m.delivered(unmapped, 0x43, 0, 0x43).during("IV=0")?;
+    m.p.write_u64(interrupts, first.dte().into_bits());
+    m.iommu.command(m.p, InvalidateIommuAll::new())?;
+    m.delivered(ADDRESS, 1, 0, two.vector).during(what)
+}
+
 /// The 512 behaviour, whatever the entries' size.
 fn five_hundred_twelve<P: Platform + ?Sized>(m: &mut Machine<'_, P>) -> Result<u64> {
     let irt = m.new_table(LEN_512)?;
@@ -169,8 +209,14 @@ fn five_hundred_twelve<P: Platform + ?Sized>(m: &mut Machine<'_, P>) -> Result<u
             .during("IntTabLen=11 without 2K")?;
     }
     m.expect_no_event()?;
-    // A shorter one limits the index, and that is logged.
-    m.new_table(8)?;
+    // A shorter length hides the entries behind it, valid as they are, and that is logged.
+    shorten(m, &irt, 8)?;
+    m.delivered(
+        ADDRESS,
+        255,
+        target(255, m.cpus()).0,
+        target(255, m.cpus()).1,
+    )?;
     for data in 256..512 {
         m.blocked(ADDRESS, data).during("IntTabLen=8")?;
         let fault = index_fault(m, ADDRESS);
@@ -186,9 +232,11 @@ pub(super) fn plain<P: Platform + ?Sized>(p: &mut P, report: &mut Report) -> Res
         ..Config::offered(iommu)
     })?;
     report.total_ns = five_hundred_twelve(&mut m)?;
+    flushes(&mut m).during("128-bit entries")?;
     m.iommu.start(m.p, Config::basic())?;
     let irt = m.new_table(LEN_512)?;
     every_entry(&mut m, &irt, 512, ADDRESS).during("32-bit entries")?;
+    flushes(&mut m).during("32-bit entries")?;
     m.delivered = 512;
     let cpus = m.cpus();
     done(
@@ -197,7 +245,7 @@ pub(super) fn plain<P: Platform + ?Sized>(p: &mut P, report: &mut Report) -> Res
         format_args!(
             "512 interrupts through tables of 128-bit and of 32-bit entries to {cpus} CPUs, each \
              handled once where its entry says; data above 511 blocked; indexes behind a table of \
-             256 blocked and logged"
+             256 blocked and logged; each invalidation command works alone"
         ),
     )
 }
@@ -219,26 +267,29 @@ pub(super) fn two_k<P: Platform + ?Sized>(p: &mut P, report: &mut Report) -> Res
         m.delivered(ADDRESS, u32::from(n), cpu, vector)
             .during("DM=0")?;
     }
-    let short = m.new_table(10)?;
-    let apic = m.apic(0);
-    for n in [511, 1023] {
-        short.write(m.p, n, Irte::fixed(apic, 0x41));
-    }
-    m.iommu.invalidate_interrupts(m.p, short.device)?;
-    m.delivered(ADDRESS, 511, 0, 0x41).during("IntTabLen=10")?;
-    m.delivered(ADDRESS_DM, 1023, 0, 0x41)
-        .during("IntTabLen=10")?;
-    m.blocked(ADDRESS_DM, 1024).during("IntTabLen=10")?;
-    let fault = index_fault(&m, ADDRESS_DM);
-    m.expect_event(fault).during("IntTabLen=10")?;
-
-    // A table of 512 stays one: Linux's IOAPIC table does in 2K mode.
-    m.new_table(LEN_512)?;
-    for data in (512..2048).step_by(64).chain([513, 2047]) {
-        m.blocked(ADDRESS_DM, data)
-            .during("IntTabLen=9 in 2K mode")?;
-        let fault = index_fault(&m, ADDRESS_DM);
-        m.expect_event(fault).during("IntTabLen=9 in 2K mode")?;
+    // A shorter length hides the entries behind it, valid as they are. 512 stays possible: Linux's
+    // IOAPIC table does in 2K mode.
+    for len in [10, LEN_512] {
+        let what = if len == LEN_512 {
+            "IntTabLen=9 in 2K mode"
+        } else {
+            "IntTabLen=10 in 2K mode"
+        };
+        shorten(&mut m, &irt, len)?;
+        let entries = 1u16 << len;
+        for n in [511, entries - 1] {
+            let (cpu, vector) = target(n, m.cpus());
+            m.delivered(ADDRESS_DM, u32::from(n), cpu, vector)
+                .during(what)?;
+        }
+        let (cpu, vector) = target(511, m.cpus());
+        m.delivered(ADDRESS, 511, cpu, vector).during(what)?;
+        let behind = u32::from(entries);
+        for data in (behind..2048).step_by(64).chain([behind + 1, 2047]) {
+            m.blocked(ADDRESS_DM, data).during(what)?;
+            let fault = index_fault(&m, ADDRESS_DM);
+            m.expect_event(fault).during(what)?;
+        }
     }
 
     m.iommu.start(
