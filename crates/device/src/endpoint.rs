@@ -115,14 +115,26 @@ impl Endpoint {
     pub fn signal(&mut self, msi: Msi) -> Signal {
         let iommu = &*self.iommu;
         let remapped = self.remapper.remap(&*iommu.memory, msi);
-        iommu.carry_out_interrupt(remapped)
+        iommu.carry_out_interrupt(remapped, |delivery| iommu.host.deliver(delivery))
+    }
+
+    /// As [`signal`](Self::signal), with `deliver` in the place of [`Host::deliver`](crate::Host):
+    /// for a source that has more to do than to send, such as an IOAPIC that must route the EOI of
+    /// what it sends.
+    ///
+    /// `deliver` runs while the request is in flight, so a COMPLETION_WAIT covers it too. It must
+    /// not access the device's registers.
+    pub fn signal_with(&mut self, msi: Msi, deliver: impl FnOnce(&Delivery)) -> Signal {
+        let iommu = &*self.iommu;
+        let remapped = self.remapper.remap(&*iommu.memory, msi);
+        iommu.carry_out_interrupt(remapped, deliver)
     }
 
     /// Sends an interrupt of the legacy interrupt controller, which has pass bits of its own.
     pub fn lint(&mut self, pin: LintPin) -> Signal {
         let iommu = &*self.iommu;
         let remapped = self.remapper.lint(&*iommu.memory, pin);
-        iommu.carry_out_interrupt(remapped)
+        iommu.carry_out_interrupt(remapped, |delivery| iommu.host.deliver(delivery))
     }
 
     /// What would be delivered for `msi` now, without any effect: for setting up routes ahead of
@@ -238,10 +250,14 @@ fn translate(
 impl Iommu {
     /// Does what remapping an interrupt has found, while the operation is in flight; interrupts of
     /// the device itself go out after that.
-    fn carry_out_interrupt(&self, remapped: Remapped<'_>) -> Signal {
+    fn carry_out_interrupt(
+        &self,
+        remapped: Remapped<'_>,
+        deliver: impl FnOnce(&Delivery),
+    ) -> Signal {
         let (signal, emission) = match remapped.outcome {
             Outcome::Deliver(delivery) => {
-                self.host.deliver(&delivery);
+                deliver(&delivery);
                 return Signal::Delivered(delivery);
             }
             Outcome::Posted(posted) => {

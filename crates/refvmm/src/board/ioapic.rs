@@ -17,14 +17,22 @@ struct Pins {
     injector: Arc<dyn Injector>,
 }
 
+/// The delivery, if an EOI will come for it.
+fn level_triggered(delivery: &Delivery) -> Option<&Delivery> {
+    (delivery.trigger == Trigger::Level).then_some(delivery)
+}
+
 impl IoapicSink for Pins {
     fn request(&mut self, pin: u8, msi: Msi) -> Option<Delivery> {
-        // The IOMMU delivers while the request is in flight, so that nothing is sent to an old
-        // target after a COMPLETION_WAIT. The way of the EOI must stand before that.
-        let expected = self.handle.lock().resolve(msi);
-        self.route(pin, expected.as_ref());
-        self.settle();
-        match self.handle.signal(msi) {
+        // Route and send while the request is in flight: the way of the EOI stands before the
+        // interrupt can be handled, and a COMPLETION_WAIT covers both.
+        let injector = &self.injector;
+        let signal = self.handle.signal_with(msi, |delivery, send| {
+            injector.route_pin(pin, level_triggered(delivery));
+            injector.commit_routes();
+            send(delivery);
+        });
+        match signal {
             Signal::Delivered(delivery) => Some(delivery),
             _ => None,
         }
@@ -35,8 +43,8 @@ impl IoapicSink for Pins {
     }
 
     fn route(&mut self, pin: u8, target: Option<&Delivery>) {
-        let target = target.filter(|delivery| delivery.trigger == Trigger::Level);
-        self.injector.route_pin(pin, target);
+        self.injector
+            .route_pin(pin, target.and_then(level_triggered));
     }
 
     fn inject(&mut self, _pin: u8, _delivery: &Delivery) {

@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use amdvi_device::{Endpoint, Host, Iommu, Observer, Options, RestoreError, Signal};
+use amdvi_irt::Delivery;
 use amdvi_regs::msi::Msi;
 use amdvi_regs::{DeviceId, PhysMemory};
 
@@ -86,6 +87,7 @@ impl Socket {
             let handle = Arc::new(Handle {
                 device_id,
                 endpoint: Mutex::new(iommu.endpoint(device_id)),
+                host: Arc::clone(&self.host),
             });
             lock(&self.handles).push(Arc::clone(&handle));
             handle
@@ -125,6 +127,7 @@ impl Socket {
 pub(crate) struct Handle {
     device_id: DeviceId,
     endpoint: Mutex<Endpoint>,
+    host: Arc<dyn Host>,
 }
 
 impl Handle {
@@ -136,6 +139,18 @@ impl Handle {
     /// Sends an interrupt message.
     pub(crate) fn signal(&self, msi: Msi) -> Signal {
         self.lock().signal(msi)
+    }
+
+    /// Sends an interrupt message in a way of the source's own. `deliver` gets the delivery and
+    /// what sends it.
+    pub(crate) fn signal_with(
+        &self,
+        msi: Msi,
+        deliver: impl FnOnce(&Delivery, &dyn Fn(&Delivery)),
+    ) -> Signal {
+        let send = |delivery: &Delivery| self.host.deliver(delivery);
+        self.lock()
+            .signal_with(msi, |delivery| deliver(delivery, &send))
     }
 }
 
