@@ -416,7 +416,7 @@ pub(super) fn x2apic<P: Platform + ?Sized>(p: &mut P, report: &mut Report) -> Re
         &m,
         report,
         format_args!(
-            "512 interrupts, half of them or fewer to APIC ID {id}, each handled where its entry \
+            "512 interrupts to all CPUs, APIC ID {id} among them, each handled where its entry \
              says; all 32 destination bits leave the IOMMU; without XTEn only eight count"
         ),
     )
