@@ -314,8 +314,9 @@ impl Iommu {
         Ok(())
     }
 
-    /// INVALIDATE_IOMMU_ALL, or entry by entry where it is not offered.
-    fn flush_everything<P: Platform + ?Sized>(&mut self, p: &mut P) -> Result<()> {
+    /// Ends the use of all old table contents: INVALIDATE_IOMMU_ALL, or device by device where it is
+    /// not offered.
+    pub fn flush_everything<P: Platform + ?Sized>(&mut self, p: &mut P) -> Result<()> {
         if self.efr.ia_sup() {
             return self.command(p, InvalidateIommuAll::new());
         }

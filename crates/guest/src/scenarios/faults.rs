@@ -2,7 +2,6 @@
 //!
 //! Also what is *not* a fault: IV=0, IntCtl=1, IommuEn=0.
 
-use amdvi_regs::command::InvalidateIommuAll;
 use amdvi_regs::dte::{Dte, DteQ0, DteQ1, DteQ2, DteQ3};
 use amdvi_regs::event::{
     DevTabHardwareError, Event, IllegalDevTableEntry, IoPageFault, PageTabHardwareError,
@@ -370,7 +369,7 @@ fn device_table<P: Platform + ?Sized>(m: &mut Machine<'_, P>) -> Result<()> {
         "device table base reads {seen:#x} after {:#x} was written with IommuEn=1",
         base.into_bits()
     );
-    m.iommu.command(m.p, InvalidateIommuAll::new())?;
+    m.iommu.flush_everything(m.p)?;
     let dte = NOWHERE + 32 * u64::from(m.dev.id.0);
     let event = DevTabHardwareError::new()
         .with_device_id(m.dev.id.0)
@@ -381,7 +380,7 @@ fn device_table<P: Platform + ?Sized>(m: &mut Machine<'_, P>) -> Result<()> {
     m.expect_event(event).during(what)?;
     m.expect_no_event().during(what)?;
     m.iommu.write(m.p, offset::DEVICE_TABLE_BASE, old);
-    m.iommu.command(m.p, InvalidateIommuAll::new())?;
+    m.iommu.flush_everything(m.p)?;
     let cpu = m.low_cpu()?;
     m.delivered(ADDRESS, u32::from(GOOD), cpu, VECTOR)
         .during("the device table mended")

@@ -2,7 +2,7 @@
 //!
 //! The reports count the interrupts of the table as a whole, once, and not those of further checks.
 
-use amdvi_regs::command::{InvalidateDevtabEntry, InvalidateIommuAll};
+use amdvi_regs::command::InvalidateDevtabEntry;
 use amdvi_regs::event::IoPageFault;
 use amdvi_regs::mmio::Control;
 
@@ -156,9 +156,9 @@ fn flushes<P: Platform + ?Sized>(m: &mut Machine<'_, P>) -> Result<()> {
     first.write(m.p, 1, one);
     m.iommu.invalidate_interrupts(m.p, id)?;
     m.delivered(ADDRESS, 1, 0, one.vector)?;
-    let what = "entry rewritten, INVALIDATE_IOMMU_ALL";
+    let what = "entry rewritten, everything flushed";
     first.write(m.p, 1, two);
-    m.iommu.command(m.p, InvalidateIommuAll::new())?;
+    m.iommu.flush_everything(m.p)?;
     m.delivered(ADDRESS, 1, 0, two.vector).during(what)?;
 
     let second = Irt::new(m.p, id, LEN_512, first.wide)?;
@@ -170,13 +170,13 @@ fn flushes<P: Platform + ?Sized>(m: &mut Machine<'_, P>) -> Result<()> {
     m.iommu.command(m.p, flush)?;
     m.delivered(ADDRESS, 1, 0, one.vector).during(what)?;
 
-    let what = "DTE made valid, INVALIDATE_IOMMU_ALL";
+    let what = "DTE made valid, everything flushed";
     m.iommu
         .set_interrupts(m.p, id, first.dte().with_iv(false))?;
     let unmapped = ADDRESS | u64::from(apic & 0xff) << 12;
     m.delivered(unmapped, 0x43, 0, 0x43).during("IV=0")?;
     m.p.write_u64(interrupts, first.dte().into_bits());
-    m.iommu.command(m.p, InvalidateIommuAll::new())?;
+    m.iommu.flush_everything(m.p)?;
     m.delivered(ADDRESS, 1, 0, two.vector).during(what)
 }
 
