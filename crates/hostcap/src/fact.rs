@@ -216,7 +216,7 @@ struct Wire<P> {
 
 impl<P: Phase> From<Wire<P>> for Fact<P> {
     fn from(w: Wire<P>) -> Self {
-        let value = w.subject.from_shown(w.value);
+        let value = w.subject.read_shown(w.value);
         Self::new(w.subject, value, w.aspect, w.scope, w.source, w.detail)
     }
 }

@@ -54,7 +54,7 @@ impl Request {
 impl From<BTreeMap<Feature, Shown>> for Request {
     fn from(map: BTreeMap<Feature, Shown>) -> Self {
         map.into_iter()
-            .map(|(f, shown)| (f, f.from_shown(shown)))
+            .map(|(f, shown)| (f, f.read_shown(shown)))
             .collect()
     }
 }
@@ -157,8 +157,8 @@ impl From<Wire> for Decision {
     fn from(wire: Wire) -> Self {
         Self {
             feature: wire.feature,
-            requested: wire.feature.from_shown(wire.requested),
-            granted: wire.feature.from_shown(wire.granted),
+            requested: wire.feature.read_shown(wire.requested),
+            granted: wire.feature.read_shown(wire.granted),
             reason: wire.reason,
         }
     }

@@ -44,7 +44,7 @@ impl Feature {
     /// The value that was [`shown`](Self::shown), never reading more into it than it says: a
     /// number below the unit's base is nothing, one above the maximum the maximum, and a number
     /// other than 0 and 1 for a switch is off.
-    pub fn from_shown(self, shown: Shown) -> Setting {
+    pub fn read_shown(self, shown: Shown) -> Setting {
         self.normalize(match shown {
             Shown::Switch(on) => Setting::Switch(on),
             Shown::Number(n) => {
@@ -68,9 +68,9 @@ impl Subject {
         }
     }
 
-    pub(crate) fn from_shown(self, shown: Shown) -> Setting {
+    pub(crate) fn read_shown(self, shown: Shown) -> Setting {
         match self {
-            Self::Feature(feature) => feature.from_shown(shown),
+            Self::Feature(feature) => feature.read_shown(shown),
             Self::HtHole => Setting::Switch(matches!(shown, Shown::Switch(true))),
         }
     }
@@ -92,21 +92,21 @@ mod tests {
             let shown = feature.shown(feature.setting(level));
             assert_eq!(serde_json::to_string(&shown).unwrap(), json);
             let read: Shown = serde_json::from_str(json).unwrap();
-            assert_eq!(feature.from_shown(read), feature.setting(level));
+            assert_eq!(feature.read_shown(read), feature.setting(level));
         }
     }
 
     #[test]
     fn a_shown_value_that_makes_no_sense_is_not_a_yes() {
         assert_eq!(
-            Feature::Hats.from_shown(Shown::Number(2)),
+            Feature::Hats.read_shown(Shown::Number(2)),
             Setting::Level(0)
         );
         assert_eq!(
-            Feature::Hats.from_shown(Shown::Number(u64::MAX)),
+            Feature::Hats.read_shown(Shown::Number(u64::MAX)),
             Setting::Level(2)
         );
-        assert_eq!(Feature::NumInt2K.from_shown(Shown::Number(4)), Setting::OFF);
-        assert_eq!(Subject::HtHole.from_shown(Shown::Number(7)), Setting::OFF);
+        assert_eq!(Feature::NumInt2K.read_shown(Shown::Number(4)), Setting::OFF);
+        assert_eq!(Subject::HtHole.read_shown(Shown::Number(7)), Setting::OFF);
     }
 }

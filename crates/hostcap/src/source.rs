@@ -8,9 +8,35 @@ use crate::fact::{Early, Late};
 use crate::facts::{Answer, Situation};
 use crate::scope::PciFunction;
 
+mod debugfs;
+#[cfg(feature = "file")]
+mod file;
 mod fixed;
+mod inference;
+#[cfg(feature = "iommufd")]
+mod iommufd;
+#[cfg(feature = "kvm")]
+mod kvm;
+pub(crate) mod os;
+mod several;
+mod sysfs;
 
-pub use fixed::{Emulated, Fixed, LegacyVfio};
+pub use debugfs::Debugfs;
+#[cfg(feature = "file")]
+pub use file::RecordedFile;
+pub use fixed::{Emulated, Fixed, LegacyVfio, Unusable};
+pub use inference::KernelInference;
+#[cfg(all(feature = "iommufd", any(test, feature = "mock")))]
+pub use iommufd::MockIommufdCalls;
+#[cfg(feature = "iommufd")]
+pub use iommufd::{Iommufd, IommufdCalls, Linux, Step, hw_info_of_bound};
+#[cfg(all(feature = "kvm", any(test, feature = "mock")))]
+pub use kvm::MockKvmCalls;
+#[cfg(feature = "kvm")]
+pub use kvm::{Kvm, KvmCalls, LAST_KNOWN_KVM_CAP, LinuxKvm};
+pub use os::KernelVersion;
+pub use several::Several;
+pub use sysfs::{Features, FeaturesError, FeaturesFormat, OrderBy, Sysfs, read_features};
 
 /// A place that can be asked what the host's IOMMU can do.
 ///

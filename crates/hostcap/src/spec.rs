@@ -2,17 +2,37 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::fact::{Aspect, Early, Fact, Subject};
 use crate::feature::{Feature, ParseSettingError, Setting, UnknownFeature, parse_switch};
+#[cfg(feature = "iommufd")]
+use crate::scope::PciFunction;
 use crate::scope::Scope;
-use crate::source::{Emulated, Fixed, HostCapSource, LegacyVfio};
+#[cfg(feature = "iommufd")]
+use crate::source::Iommufd;
+#[cfg(feature = "file")]
+use crate::source::RecordedFile;
+use crate::source::{
+    Debugfs, Emulated, Fixed, HostCapSource, KernelInference, LegacyVfio, Several, Sysfs,
+};
+#[cfg(feature = "kvm")]
+use crate::source::{Kvm, Unusable};
 
 /// Which source to ask.
 ///
 /// - `none`: no function is passed through, nothing depends on the host;
+/// - `auto`: sysfs, debugfs (root), and iommufd for functions that are passed through;
+/// - `sysfs[:ROOT]`: the files of the AMD IOMMU driver below `/sys` or a recorded tree;
+/// - `debugfs[:ROOT]`: the control registers, for root, below `/sys/kernel/debug`;
+/// - `iommufd[:PATH][,FUNCTION[=DEVICE]…]`: `IOMMU_GET_HW_INFO` through `/dev/iommu` or `PATH`.
+///   Functions named here (`0000:c1:00.0`, or `0000:c1:00.0=/dev/vfio/devices/vfio0`) are bound
+///   without being attached, and asked early; others when they are passed through;
+/// - `kvm:NUMBER[,dev=PATH]`: a KVM capability that says whether the host has 2K interrupts;
 /// - `legacy-vfio`: functions are passed through by a legacy VFIO container, which knows nothing;
+/// - `kernel-inference[:ROOT]`: a conclusion from the kernel's version, never part of `auto`;
+/// - `file:PATH`: what `amdvi-hostcap probe --json` printed, here or on another host;
 /// - `mock:NAME=VALUE,…`: a host described by hand. `NAME` is a feature or `hthole`, for all the
 ///   aspects that the feature needs, or `NAME.hw`, `NAME.firmware`, `NAME.kernel` for one of
 ///   them. What is not named is unknown, and unknown is not yes. `mock:` alone is a host about
@@ -22,10 +42,42 @@ use crate::source::{Emulated, Fixed, HostCapSource, LegacyVfio};
 pub enum HostCapSpec {
     /// `none`.
     None,
+    /// `auto`.
+    Auto,
+    /// `sysfs[:ROOT]`.
+    Sysfs(PathBuf),
+    /// `debugfs[:ROOT]`.
+    Debugfs(PathBuf),
+    /// `iommufd[:…]`.
+    #[cfg(feature = "iommufd")]
+    Iommufd(IommufdSpec),
+    /// `kvm:NUMBER[,dev=PATH]`.
+    #[cfg(feature = "kvm")]
+    Kvm {
+        /// The capability's number.
+        number: u32,
+        /// KVM's device file.
+        device: PathBuf,
+    },
     /// `legacy-vfio`.
     LegacyVfio,
+    /// `kernel-inference[:ROOT]`.
+    KernelInference(PathBuf),
+    /// `file:PATH`.
+    #[cfg(feature = "file")]
+    File(PathBuf),
     /// `mock:…`.
     Mock(MockHost),
+}
+
+/// What `iommufd:…` says.
+#[cfg(feature = "iommufd")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IommufdSpec {
+    /// The iommufd, `/dev/iommu`.
+    pub device: PathBuf,
+    /// The functions to ask early, with their VFIO device files where those are given.
+    pub functions: Vec<(PciFunction, Option<PathBuf>)>,
 }
 
 /// What `mock:…` says.
@@ -35,42 +87,41 @@ pub struct MockHost {
     values: BTreeMap<(Subject, Aspect), Setting>,
 }
 
-const ACCEPTED: &str = "none, legacy-vfio, mock:NAME=VALUE,… (such as mock:numint2k=off,xtsup=on)";
-
-/// The sources that read a real host: known names, so that the error can tell a typing mistake
-/// from something that this build lacks.
-const NOT_YET: [(&str, &str); 5] = [
-    ("iommufd", "iommufd:…"),
-    ("sysfs", "sysfs[:ROOT]"),
-    ("kvm", "kvm:NUMBER"),
-    ("file", "file:PATH"),
-    ("auto", "auto"),
-];
+const ACCEPTED: &str = "none, auto, sysfs[:ROOT], debugfs[:ROOT], \
+                        iommufd[:PATH][,FUNCTION[=DEVICE]…], kvm:NUMBER[,dev=PATH], legacy-vfio, \
+                        kernel-inference[:ROOT], file:PATH, \
+                        mock:NAME=VALUE,… (such as mock:numint2k=off,xtsup=on)";
 
 /// A specification that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpecError {
     /// No source has that name.
-    #[error(
-        "host capabilities: no source `{spec}`; accepted: {ACCEPTED}; not available in this \
-         build: {}",
-        not_yet()
-    )]
+    #[error("host capabilities: no source `{spec}`; accepted: {ACCEPTED}")]
     Unknown {
         /// What was given.
         spec: String,
     },
-    /// A source that reads a real host, which this build does not have.
+    /// A source that this build lacks.
     #[error(
-        "host capabilities: `{spec}` asks for `{form}`, which is not available in this build; \
-         accepted: {ACCEPTED}"
+        "host capabilities: `{spec}` asks for a source that this build does not have; build \
+         amdvi-hostcap with its feature `{feature}`"
     )]
     NotInThisBuild {
         /// What was given.
         spec: String,
-        /// The form that it has.
-        form: &'static str,
+        /// The crate's feature.
+        feature: &'static str,
+    },
+    /// A source without what it needs to be told, or with something else.
+    #[error("host capabilities: `{spec}` can't be used: {problem}; accepted: {accepted}")]
+    Source {
+        /// What was given.
+        spec: String,
+        /// What is wrong.
+        problem: String,
+        /// The form.
+        accepted: &'static str,
     },
     /// Something after a source that takes nothing.
     #[error("host capabilities: `{source_name}` takes no argument, but `{argument}` was given")]
@@ -112,16 +163,25 @@ pub enum SpecError {
     },
 }
 
-fn not_yet() -> String {
-    NOT_YET.map(|(_, form)| form).join(", ")
-}
-
 impl HostCapSpec {
     /// The source.
     pub fn build(&self) -> Box<dyn HostCapSource> {
         match self {
             Self::None => Box::new(Emulated),
+            Self::Auto => Box::new(Several::auto()),
+            Self::Sysfs(root) => Box::new(Sysfs::new(root)),
+            Self::Debugfs(root) => Box::new(Debugfs::new(root)),
+            #[cfg(feature = "iommufd")]
+            Self::Iommufd(spec) => Box::new(spec.source()),
+            #[cfg(feature = "kvm")]
+            Self::Kvm { number, device } => match Kvm::new(*number) {
+                Ok(kvm) => Box::new(kvm.with_path(device)),
+                Err(error) => Box::new(Unusable::new(format!("kvm:{number}"), error)),
+            },
             Self::LegacyVfio => Box::new(LegacyVfio),
+            Self::KernelInference(root) => Box::new(KernelInference::new(root)),
+            #[cfg(feature = "file")]
+            Self::File(path) => Box::new(RecordedFile::new(path)),
             Self::Mock(mock) => Box::new(mock.source()),
         }
     }
@@ -225,29 +285,116 @@ impl FromStr for HostCapSpec {
                 argument: argument.to_owned(),
             }),
         };
+        let wrong = |problem: String, accepted| SpecError::Source {
+            spec: text.to_owned(),
+            problem,
+            accepted,
+        };
+        let rooted = |default: &str, accepted| match argument {
+            Some("") => Err(wrong("the root is empty".to_owned(), accepted)),
+            root => Ok(PathBuf::from(root.unwrap_or(default))),
+        };
         match name {
             "none" => plain("none", Self::None),
+            "auto" => plain("auto", Self::Auto),
+            "sysfs" => rooted("/sys", "sysfs[:ROOT]").map(Self::Sysfs),
+            "debugfs" => rooted("/sys/kernel/debug", "debugfs[:ROOT]").map(Self::Debugfs),
+            #[cfg(feature = "iommufd")]
+            "iommufd" => IommufdSpec::parse(argument.unwrap_or_default())
+                .map(Self::Iommufd)
+                .map_err(|problem| wrong(problem, "iommufd[:PATH][,FUNCTION[=DEVICE]…]")),
+            #[cfg(feature = "kvm")]
+            "kvm" => parse_kvm(argument.unwrap_or_default())
+                .map_err(|problem| wrong(problem, "kvm:NUMBER[,dev=PATH]")),
             "legacy-vfio" => plain("legacy-vfio", Self::LegacyVfio),
-            "mock" => argument.unwrap_or_default().parse().map(Self::Mock),
-            _ => match NOT_YET.iter().find(|(known, _)| *known == name) {
-                Some((_, form)) => Err(SpecError::NotInThisBuild {
-                    spec: text.to_owned(),
-                    form,
-                }),
-                None => Err(SpecError::Unknown {
-                    spec: text.to_owned(),
-                }),
+            "kernel-inference" => {
+                rooted("/sys", "kernel-inference[:ROOT]").map(Self::KernelInference)
+            }
+            #[cfg(feature = "file")]
+            "file" => match argument {
+                None | Some("") => Err(wrong("there is no path".to_owned(), "file:PATH")),
+                Some(path) => Ok(Self::File(path.into())),
             },
+            "mock" => argument.unwrap_or_default().parse().map(Self::Mock),
+            _ => Err(lacking(name, text)),
         }
     }
+}
+
+/// A name that no arm took: a source that was left out of this build, or none at all.
+fn lacking(name: &str, spec: &str) -> SpecError {
+    let spec = spec.to_owned();
+    match ["file", "iommufd", "kvm"].into_iter().find(|f| *f == name) {
+        Some(feature) => SpecError::NotInThisBuild { spec, feature },
+        None => SpecError::Unknown { spec },
+    }
+}
+
+#[cfg(feature = "iommufd")]
+impl IommufdSpec {
+    /// The source.
+    pub fn source(&self) -> Iommufd {
+        self.functions
+            .iter()
+            .fold(Iommufd::new(&self.device), |source, (function, device)| {
+                source.with_function(*function, device.clone())
+            })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut spec = Self {
+            device: "/dev/iommu".into(),
+            functions: Vec::new(),
+        };
+        for (index, item) in text.split(',').enumerate() {
+            match item.split_once('=') {
+                None if item.is_empty() && index == 0 => {}
+                None if item.starts_with('/') && index == 0 => spec.device = item.into(),
+                None => {
+                    let function = item.parse::<PciFunction>().map_err(|e| e.to_string())?;
+                    spec.functions.push((function, None));
+                }
+                Some((_, "")) => return Err(format!("`{item}` has no device file")),
+                Some((function, device)) => {
+                    let function = function.parse::<PciFunction>().map_err(|e| e.to_string())?;
+                    spec.functions.push((function, Some(device.into())));
+                }
+            }
+        }
+        Ok(spec)
+    }
+}
+
+#[cfg(feature = "kvm")]
+fn parse_kvm(text: &str) -> Result<HostCapSpec, String> {
+    let (number, rest) = match text.split_once(',') {
+        Some((number, rest)) => (number, Some(rest)),
+        None => (text, None),
+    };
+    let device = match rest.map(|rest| rest.strip_prefix("dev=")) {
+        None => "/dev/kvm",
+        Some(Some(path)) if !path.is_empty() => path,
+        Some(_) => return Err(format!("`{}` is not dev=PATH", rest.unwrap_or_default())),
+    };
+    if number.is_empty() {
+        let why = "the capability has no number upstream, so it must be given";
+        return Err(why.to_owned());
+    }
+    let number = number
+        .parse()
+        .map_err(|_| format!("`{number}` is no number"))?;
+    Kvm::new(number).map_err(|error| error.to_string())?;
+    Ok(HostCapSpec::Kvm {
+        number,
+        device: device.into(),
+    })
 }
 
 impl fmt::Display for HostCapSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::None => f.pad("none"),
-            Self::LegacyVfio => f.pad("legacy-vfio"),
             Self::Mock(mock) => write!(f, "mock:{}", mock.text),
+            other => f.pad(&other.build().name()),
         }
     }
 }
@@ -261,19 +408,58 @@ mod tests {
     }
 
     #[test]
-    fn every_accepted_form_parses_and_shows_as_it_was_given() {
-        for text in [
-            "none",
-            "legacy-vfio",
-            "mock:",
-            "mock:numint2k=off,xtsup=on",
-            "mock:hats=6",
+    fn every_accepted_form_parses_and_shows_in_full() {
+        for (text, shown) in [
+            ("none", "none"),
+            ("auto", "auto"),
+            ("sysfs", "sysfs:/sys"),
+            ("sysfs:/tmp/tree/sys", "sysfs:/tmp/tree/sys"),
+            ("debugfs", "debugfs:/sys/kernel/debug"),
+            ("iommufd", "iommufd:/dev/iommu"),
+            ("iommufd:", "iommufd:/dev/iommu"),
+            (
+                "iommufd:/dev/iommu,c1:00.0",
+                "iommufd:/dev/iommu,0000:c1:00.0",
+            ),
+            (
+                "iommufd:0000:c1:00.0=/dev/vfio/devices/vfio0,c1:00.1",
+                "iommufd:/dev/iommu,0000:c1:00.0=/dev/vfio/devices/vfio0,0000:c1:00.1",
+            ),
+            ("kvm:245", "kvm:245"),
+            ("kvm:1000,dev=/dev/other", "kvm:1000,dev=/dev/other"),
+            ("legacy-vfio", "legacy-vfio"),
+            ("kernel-inference", "kernel-inference:/sys"),
+            ("file:host.json", "file:host.json"),
+            ("mock", "mock:"),
+            ("mock:", "mock:"),
+            ("mock:numint2k=off,xtsup=on", "mock:numint2k=off,xtsup=on"),
+            ("mock:hats=6", "mock:hats=6"),
         ] {
             let spec: HostCapSpec = text.parse().unwrap();
-            assert_eq!(spec.to_string(), text);
-            assert_eq!(spec.build().name(), text);
+            assert_eq!(spec.to_string(), shown);
+            assert_eq!(spec.build().name(), shown);
+            assert_eq!(shown.parse::<HostCapSpec>().unwrap(), spec);
         }
-        assert_eq!("mock".parse::<HostCapSpec>().unwrap().to_string(), "mock:");
+    }
+
+    #[test]
+    fn a_source_that_is_told_the_wrong_thing_says_what_it_takes() {
+        for (text, expected) in [
+            ("kvm", "no number upstream"),
+            ("kvm:", "no number upstream"),
+            ("kvm:x", "`x` is no number"),
+            ("kvm:245,x=1", "`x=1` is not dev=PATH"),
+            ("kvm:188", "a capability number above 244"),
+            ("file", "there is no path; accepted: file:PATH"),
+            ("file:", "there is no path"),
+            ("sysfs:", "the root is empty; accepted: sysfs[:ROOT]"),
+            ("iommufd:/dev/iommu,nic", "`nic` is no PCI function"),
+            ("iommufd:c1:00.0=", "has no device file"),
+            ("auto:x", "`auto` takes no argument"),
+        ] {
+            let said = error(text);
+            assert!(said.contains(expected), "{said}");
+        }
     }
 
     #[test]
@@ -299,34 +485,12 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_source_lists_what_is_accepted_and_what_this_build_lacks() {
+    fn an_unknown_source_lists_what_is_accepted() {
         let said = error("mok:numint2k=off");
-        assert!(said.contains("no source `mok:numint2k=off`; accepted: none, legacy-vfio, mock:"));
-        assert!(said.ends_with(
-            "not available in this build: iommufd:…, sysfs[:ROOT], kvm:NUMBER, file:PATH, auto"
-        ));
-    }
-
-    #[test]
-    fn a_source_that_this_build_lacks_is_said_to_be_lacking() {
-        for (text, form) in [
-            ("iommufd:/dev/iommu", "iommufd:…"),
-            ("sysfs", "sysfs[:ROOT]"),
-            ("sysfs:/sys", "sysfs[:ROOT]"),
-            ("kvm:245", "kvm:NUMBER"),
-            ("file:host.json", "file:PATH"),
-            ("auto", "auto"),
-        ] {
-            let said = error(text);
-            assert!(
-                said.contains(&format!("`{text}` asks for `{form}`")),
-                "{said}"
-            );
-            assert!(
-                said.contains("not available in this build; accepted: none"),
-                "{said}"
-            );
-        }
+        assert!(
+            said.contains("no source `mok:numint2k=off`; accepted: none, auto, sysfs"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -112,3 +112,36 @@ impl HostCapSource for LegacyVfio {
         Ok(Answer::nothing())
     }
 }
+
+/// A source that can't be used as it was told to: it answers every question with the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unusable {
+    name: String,
+    error: SourceError,
+}
+
+impl Unusable {
+    /// A source that fails with `error`.
+    pub fn new(name: impl Into<String>, error: SourceError) -> Self {
+        let name = name.into();
+        Self { name, error }
+    }
+}
+
+impl HostCapSource for Unusable {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn situation(&self) -> Situation {
+        Situation::Passthrough
+    }
+
+    fn early_facts(&self) -> Result<Answer<Early>, SourceError> {
+        Err(self.error.clone())
+    }
+
+    fn late_facts(&self, _: PciFunction) -> Result<Answer<Late>, SourceError> {
+        Err(self.error.clone())
+    }
+}
