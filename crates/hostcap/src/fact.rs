@@ -286,6 +286,12 @@ impl<P: Phase> Fact<P> {
         self.statement.value
     }
 
+    /// The value as a person reads it.
+    pub fn spelled(&self) -> String {
+        let Statement { subject, value, .. } = &self.statement;
+        subject.shown(*value).to_string()
+    }
+
     /// Who says so.
     pub fn source(&self) -> &str {
         &self.statement.source
