@@ -6,6 +6,7 @@ use core::marker::PhantomData;
 use amdvi_regs::DeviceId;
 
 use crate::barrier::Barrier;
+use crate::journal::{Invalidation, Journal};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::view::View;
 
@@ -14,6 +15,9 @@ use crate::view::View;
 pub struct Fabric {
     /// The registers that the engines read.
     pub view: View,
+    /// The invalidations of translations. What concerns a whole function (its Device Table Entry,
+    /// its interrupts) or everything has generations instead.
+    pub journal: Journal,
     generation: AtomicU64,
     /// Counts the drains, from 1. An operation notes it down when it begins.
     epoch: AtomicU64,
@@ -25,6 +29,7 @@ impl Fabric {
     pub fn new(view: View, barrier: Barrier) -> Self {
         Self {
             view,
+            journal: Journal::new(),
             generation: AtomicU64::new(0),
             epoch: AtomicU64::new(1),
             barrier,
@@ -39,6 +44,8 @@ impl Fabric {
     /// Makes everything that any requester has cached unusable for operations that start from now
     /// on. O(1). What is in flight ends at the next [`drain`](Self::drain).
     pub fn invalidate_all(&self) {
+        // Caches that outlive a requester know only the journal.
+        self.journal.append(Invalidation::ALL);
         self.generation.fetch_add(1, Ordering::Release);
     }
 
@@ -180,6 +187,21 @@ impl<'a> InFlight<'a> {
             .generation
             .load(Ordering::Acquire)
             .wrapping_add(self.slot.generation.load(Ordering::Acquire))
+    }
+
+    /// The journal of invalidated translations.
+    #[inline(always)]
+    pub fn journal(&self) -> &'a Journal {
+        &self.fabric.journal
+    }
+
+    /// Changes with the [`generation`](Self::generation) and with the journal's
+    /// [`head`](Journal::head): while it is the same, neither has moved.
+    ///
+    /// The sum of counters that only grow.
+    #[inline(always)]
+    pub fn version(&self) -> u64 {
+        self.generation().wrapping_add(self.journal().head())
     }
 
     /// The registers.

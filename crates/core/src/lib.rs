@@ -8,6 +8,7 @@
 //! - [`dtab`]: from a DeviceID to the address of its DTE.
 //! - [`Fabric`], [`Slot`], [`Requester`]: generations that say whether a cached entry may still be
 //!   used, and the in-flight guard that lets COMPLETION_WAIT mean what it says.
+//! - [`Journal`]: the invalidations of translations, for caches that keep what was not meant.
 //!
 //! # The protocol
 //!
@@ -25,6 +26,9 @@
 //! Either the user sees the new generation, or the invalidation sees the user and waits for it
 //! (Dekker's argument). With [`Barrier::Portable`] both barriers are sequentially consistent fences;
 //! with `Barrier::Membarrier` the light one costs nothing and the heavy one is `membarrier(2)`.
+//!
+//! For the journal, read *head* instead of *generation*: a translation that was good when the head
+//! was h is good while no record from h on covers it.
 #![cfg_attr(not(loom), no_std)]
 #![deny(unsafe_code)]
 
@@ -33,6 +37,7 @@ extern crate alloc;
 mod barrier;
 pub mod dtab;
 mod fabric;
+mod journal;
 mod sync;
 #[cfg(any(feature = "test-utils", test))]
 pub mod test_utils;
@@ -40,4 +45,5 @@ mod view;
 
 pub use barrier::Barrier;
 pub use fabric::{Fabric, InFlight, Requester, Slot};
+pub use journal::{Invalidation, Journal};
 pub use view::View;

@@ -129,7 +129,7 @@ impl fmt::Display for Fault {
 impl core::error::Error for Fault {}
 
 /// PAGE_TAB_HARDWARE_ERROR.Type: master abort, nothing answers at the address.
-const MASTER_ABORT: u8 = 1;
+pub(crate) const MASTER_ABORT: u8 = 1;
 
 /// The event that a reason leads to, before anything is suppressed.
 enum Kind {

@@ -1,10 +1,14 @@
 //! AMD IOMMU DMA remapping: from an IOVA to a guest physical address.
 //!
-//! The engine is a function of what it is given: a view of the registers ([`WalkContext`]), the two
-//! low words of the requester's Device Table Entry, a [`Request`] and guest memory. It answers with
-//! a [`Span`] (where the bytes are, up to the end of the page that maps them) or a [`Fault`] with
-//! the event record that the specification asks for. It holds no state and no cache, takes no
-//! lock, and knows neither threads nor a hypervisor.
+//! Two layers:
+//!
+//! - [`translate`] is a function of what it is given: a view of the registers ([`WalkContext`]), the
+//!   two low words of the requester's Device Table Entry, a [`Request`] and guest memory. It answers
+//!   with a [`Span`] (where the bytes are, up to the end of the page that maps them) or a [`Fault`]
+//!   with the event record that the specification asks for. It holds no state.
+//! - [`Mapper`] is a requester's handle: it finds the Device Table Entry and keeps it, looks into its
+//!   own cache and into the [`Iotlb`] that all requesters share, and ties the result to the operation
+//!   that a COMPLETION_WAIT waits for. It obeys the journal of [`amdvi_core`].
 //!
 //! ```
 //! use amdvi_dma::{Access, Request, RequestKind, WalkContext, translate};
@@ -46,20 +50,28 @@
 //! What is not here: guest (v2) tables, PASIDs, and accessed/dirty updates. The DTE fields that ask
 //! for them are reserved bits to this engine, so a device must not offer GTSup, GIoSup, HASup,
 //! HDSup or SATSup on top of it.
-#![no_std]
+#![cfg_attr(not(loom), no_std)]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
+mod cache;
 mod context;
 mod dte;
 mod fault;
+mod iotlb;
+mod mapper;
 mod ranges;
 mod request;
+mod sync;
 mod translate;
 mod walk;
 
 pub use context::{Exclusion, WalkContext};
 pub use dte::{DteDefect, check_dte};
 pub use fault::{Fault, Reason};
+pub use iotlb::Iotlb;
+pub use mapper::{Cause, Failed, Mapped, Mapper, Piece};
 pub use ranges::{
     AddressClass, HT_HOLE_BASE, HT_HOLE_END, HtRange, SYSTEM_MANAGEMENT_BASE, classify,
 };

@@ -10,7 +10,7 @@ use crate::dte::{DteDefect, check_dte};
 use crate::fault::{Fault, Reason};
 use crate::ranges::{AddressClass, HtRange, classify, classify_untranslated};
 use crate::request::{Access, Bypass, Permissions, Request, RequestKind, Span, Target};
-use crate::walk::{Walked, walk};
+use crate::walk::{Table, Walked, walk};
 
 /// Resolves the beginning of `request` for a device whose DTE\[127:0\] is `q0`, `q1`.
 ///
@@ -28,17 +28,32 @@ pub fn translate<M: PhysMemory + ?Sized>(
     request: &Request,
     memory: &M,
 ) -> Result<Span, Fault> {
+    translate_by(context, q0, q1, request, |table, iova, needed| {
+        walk(memory, table, iova, needed)
+    })
+}
+
+/// [`translate`] with the page tables behind a function: from a table, an IOVA and the permissions
+/// that are needed there to the leaf, with the permissions of the table's levels alone.
+#[inline]
+pub(crate) fn translate_by(
+    context: &WalkContext,
+    q0: DteQ0,
+    q1: DteQ1,
+    request: &Request,
+    walk: impl FnOnce(Table, u64, Permissions) -> Result<Walked, Reason>,
+) -> Result<Span, Fault> {
     if !context.iommu_enabled {
         return disabled(request);
     }
     if !q0.v() {
         return resolve_invalid_dte(request).map_err(|reason| reason.fault(request, None));
     }
-    resolve(context, q0, q1, request, memory).map_err(|reason| reason.fault(request, Some(q1)))
+    resolve(context, q0, q1, request, walk).map_err(|reason| reason.fault(request, Some(q1)))
 }
 
 /// The last address of the request, or that of its only byte.
-fn last_address(request: &Request) -> Result<u64, Reason> {
+pub(crate) fn last_address(request: &Request) -> Result<u64, Reason> {
     request
         .iova
         .checked_add(request.len.saturating_sub(1))
@@ -132,12 +147,12 @@ fn check_ats(request: &Request, allowed: bool) -> Result<(), Reason> {
 
 /// V=1, in the order of the specification's rules: the entry itself, what the address means, then
 /// translation.
-fn resolve<M: PhysMemory + ?Sized>(
+fn resolve(
     context: &WalkContext,
     q0: DteQ0,
     q1: DteQ1,
     request: &Request,
-    memory: &M,
+    walk: impl FnOnce(Table, u64, Permissions) -> Result<Walked, Reason>,
 ) -> Result<Span, Reason> {
     last_address(request)?;
     if classify_untranslated(request.iova).0 == AddressClass::MsiWindow {
@@ -197,14 +212,18 @@ fn resolve<M: PhysMemory + ?Sized>(
         return Ok(identity(request, last, granted, Bypass::ModeZero));
     }
     let last = last.min(check_width(context, mode, request.iova)?);
-    let root = q0.host_pt_root() << 12;
-    let Walked { leaf, permissions } = walk(memory, root, mode, request.iova, granted, needed)?;
+    let table = Table {
+        root: q0.host_pt_root() << 12,
+        mode,
+        domain: q1.domain_id(),
+    };
+    let Walked { leaf, permissions } = walk(table, request.iova, needed)?;
     let gpa = leaf.gpa | (request.iova - leaf.iova);
     Ok(span(
         request,
         gpa,
         last.min(leaf.last()),
-        permissions,
+        granted & permissions,
         Target::Page(leaf),
     ))
 }

@@ -14,24 +14,34 @@ pub const MAX_LOADS: usize = 6;
 /// ones. With all of them one there is no end, and the page would be larger than memory can be.
 const MAX_ENCODED_SHIFT: u32 = 52;
 
+/// A page table, as a DTE names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Table {
+    /// GPA of the root.
+    pub(crate) root: u64,
+    /// Number of levels, 1–6.
+    pub(crate) mode: u8,
+    /// The domain whose invalidations concern it.
+    pub(crate) domain: u16,
+}
+
 /// What the walk of one IOVA found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Walked {
     /// The page.
     pub(crate) leaf: Leaf,
-    /// The AND of the permissions above and those of every entry on the way.
+    /// The AND of the permissions of every entry on the way, without the DTE's.
     pub(crate) permissions: Permissions,
 }
 
-/// Walks the table of `mode` (1–6) levels at `root` for `iova`.
+/// Walks `table` for `iova`.
 ///
-/// `granted` are the permissions of the DTE. The walk stops at the first entry that denies one of
-/// `needed`; with nothing needed (a translation request) it goes on to the leaf and reports.
+/// The walk stops at the first entry that denies one of `needed`; with nothing needed (a
+/// translation request) it goes on to the leaf and reports.
 pub(crate) fn walk<M: PhysMemory + ?Sized>(
     memory: &M,
-    root: u64,
-    mode: u8,
+    Table { root, mode, .. }: Table,
     iova: u64,
-    granted: Permissions,
     needed: Permissions,
 ) -> Result<Walked, Reason> {
     let Some(mut shift) = level_shift(mode) else {
@@ -42,7 +52,7 @@ pub(crate) fn walk<M: PhysMemory + ?Sized>(
     };
     let mut table = root;
     let mut level = mode;
-    let mut permissions = granted;
+    let mut permissions = Permissions::all();
     // Terminates: each turn either returns or continues at a lower level, and level 1 has none
     // below it.
     loop {

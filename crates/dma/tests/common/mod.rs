@@ -6,6 +6,7 @@
 )]
 
 pub mod model;
+pub mod rig;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

@@ -1,0 +1,293 @@
+//! The translations that all requesters of one IOMMU share.
+//!
+//! A set-associative cache of fixed size. Reading it is wait-free: a set is read under a sequence
+//! check, and after a few disturbed attempts the answer is a miss. Writing is optional, so a writer
+//! who finds another one at work goes away. An entry is tagged with its domain, its table and its
+//! PASID, holds the permissions of the table's levels (every device adds those of its DTE), and
+//! carries the journal's head at which it was last known to be good.
+
+use alloc::boxed::Box;
+
+use amdvi_core::Journal;
+
+use crate::cache::each_bit;
+use crate::request::{Leaf, Permissions};
+use crate::sync::{AtomicU64, Ordering};
+use crate::walk::{Table, Walked};
+
+/// Entries of a set.
+#[cfg(not(loom))]
+const WAYS: usize = 4;
+#[cfg(loom)]
+const WAYS: usize = 1;
+
+/// How often a lookup looks at one set before it gives up.
+const ATTEMPTS: usize = 2;
+
+/// How many page sizes a lookup tries, the smallest first: a guest that uses more of them at a time
+/// is better off with a walk.
+const MAX_SIZES: usize = 6;
+
+/// Bits of an entry's words; see [`Key`] and [`Iotlb::fill`].
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+const UNTRANSLATED_ONLY: u64 = 1 << 2;
+const FORCE_COHERENT: u64 = 1 << 3;
+const PASID_LOW: u32 = 4; // [11:4], PASID[7:0]
+const PASID_HIGH: u32 = 52; // [63:52], PASID[19:8]
+
+/// Whose translation: what an entry must match in full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    /// Root \[51:12\]; Mode \[2:0\]; bit 3: there is a PASID; DomainID\[3:0\] in \[7:4\] and
+    /// DomainID\[15:4\] in \[63:52\].
+    table: u64,
+    /// The PASID in its place in the value word; 0 without one.
+    pasid_bits: u64,
+    domain: u16,
+    pasid: Option<u32>,
+}
+
+impl Key {
+    pub(crate) const fn new(table: Table, pasid: Option<u32>) -> Self {
+        let domain = table.domain as u64;
+        let pasid_bits = match pasid {
+            Some(pasid) => {
+                (pasid as u64 & 0xff) << PASID_LOW | (pasid as u64 >> 8 & 0xfff) << PASID_HIGH
+            }
+            None => 0,
+        };
+        Self {
+            table: table.root & ADDRESS
+                | table.mode as u64 & 7
+                | (pasid.is_some() as u64) << 3
+                | (domain & 0xf) << 4
+                | (domain >> 4) << 52,
+            pasid_bits,
+            domain: table.domain,
+            pasid,
+        }
+    }
+
+    const PASID_BITS: u64 = 0xff << PASID_LOW | 0xfff << PASID_HIGH;
+}
+
+/// One cached leaf, as its words: IOVA with the size bit (a one at log2(size) − 1); whose it is; GPA,
+/// flags and PASID; the journal's head at which it was good.
+#[derive(Debug)]
+struct Way {
+    tag: AtomicU64,
+    table: AtomicU64,
+    value: AtomicU64,
+    stamp: AtomicU64,
+}
+
+#[derive(Debug)]
+#[repr(align(32))]
+struct Set {
+    ways: [Way; WAYS],
+}
+
+/// The shared IOTLB. Its memory is taken when it is made.
+#[derive(Debug)]
+pub struct Iotlb {
+    sets: Box<[Set]>,
+    /// Of each set: odd while it is written; otherwise twice the number of writes.
+    sequences: Box<[AtomicU64]>,
+    /// Page sizes (bit n: 2^n bytes) that were ever put here. Changes a few times in a guest's life.
+    sizes: AtomicU64,
+}
+
+/// A way's words, read without being disturbed.
+#[derive(Clone, Copy)]
+struct Found {
+    way: usize,
+    sequence: u64,
+    value: u64,
+    stamp: u64,
+}
+
+impl Iotlb {
+    /// The size that suits most guests: 2.5 MiB.
+    pub const DEFAULT_ENTRIES: usize = 65_536;
+
+    /// An IOTLB of `entries` leaves (40 bytes each), rounded up to a power of two; at least one set,
+    /// at most 2^24 entries.
+    pub fn new(entries: usize) -> Self {
+        let len = entries.clamp(WAYS, 1 << 24).next_power_of_two() / WAYS;
+        let way = || Way {
+            tag: AtomicU64::new(0),
+            table: AtomicU64::new(0),
+            value: AtomicU64::new(0),
+            stamp: AtomicU64::new(0),
+        };
+        Self {
+            sets: (0..len)
+                .map(|_| Set {
+                    ways: core::array::from_fn(|_| way()),
+                })
+                .collect(),
+            sequences: (0..len).map(|_| AtomicU64::new(0)).collect(),
+            sizes: AtomicU64::new(0),
+        }
+    }
+
+    /// How many leaves fit.
+    pub fn entries(&self) -> usize {
+        self.sets.len() * WAYS
+    }
+
+    const fn tag(iova: u64, shift: u8) -> u64 {
+        (iova >> shift << shift) | 1 << (shift - 1)
+    }
+
+    #[inline]
+    fn set(&self, key: &Key, tag: u64) -> usize {
+        // Fibonacci hashing: the multiplication spreads every bit upwards, and the upper bits
+        // choose. Tags of neighbouring pages land far apart, but evenly.
+        const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mixed = (tag >> 11 ^ key.table.rotate_left(24) ^ key.pasid_bits).wrapping_mul(FACTOR);
+        // At most 2^24 sets.
+        (mixed >> 32) as usize & (self.sets.len() - 1)
+    }
+
+    /// Looks for `tag` in `set`; `None` if it isn't there, or the set was being written throughout.
+    #[inline]
+    fn find(&self, set: usize, key: &Key, tag: u64) -> Option<Found> {
+        for _ in 0..ATTEMPTS {
+            let sequence = self.sequences[set].load(Ordering::Acquire);
+            if sequence & 1 == 1 {
+                continue;
+            }
+            // Acquire: a word of a write in progress brings that write's odd sequence with it.
+            let found = self.sets[set].ways.iter().enumerate().find_map(|(n, way)| {
+                if way.tag.load(Ordering::Acquire) != tag
+                    || way.table.load(Ordering::Acquire) != key.table
+                {
+                    return None;
+                }
+                let value = way.value.load(Ordering::Acquire);
+                let stamp = way.stamp.load(Ordering::Acquire);
+                (value & Key::PASID_BITS == key.pasid_bits).then_some(Found {
+                    way: n,
+                    sequence,
+                    value,
+                    stamp,
+                })
+            });
+            if self.sequences[set].load(Ordering::Relaxed) == sequence {
+                return found;
+            }
+        }
+        None
+    }
+
+    /// Takes the right to write `set`, if nobody has it and nothing was written since `sequence`.
+    fn begin(&self, set: usize, sequence: u64) -> bool {
+        self.sequences[set]
+            .compare_exchange(sequence, sequence | 1, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    fn end(&self, set: usize, sequence: u64) {
+        self.sequences[set].store(sequence.wrapping_add(2), Ordering::Release);
+    }
+
+    /// The leaf that maps `iova`, if it is cached, allows what is `needed` and was not invalidated by
+    /// what `journal` says up to `head`.
+    pub(crate) fn lookup(
+        &self,
+        journal: &Journal,
+        head: u64,
+        key: &Key,
+        iova: u64,
+        needed: Permissions,
+    ) -> Option<Walked> {
+        let sizes = self.sizes.load(Ordering::Relaxed);
+        for shift in each_bit(sizes).take(MAX_SIZES) {
+            let tag = Self::tag(iova, shift);
+            let set = self.set(key, tag);
+            let Some(found) = self.find(set, key, tag) else {
+                continue;
+            };
+            let permissions = Permissions::from_bits_truncate(found.value as u8);
+            if !permissions.contains(needed) {
+                continue;
+            }
+            let offset_mask = (1u64 << shift) - 1;
+            let leaf = Leaf {
+                iova: iova & !offset_mask,
+                gpa: found.value & ADDRESS & !offset_mask,
+                shift,
+                untranslated_only: found.value & UNTRANSLATED_ONLY != 0,
+                force_coherent: found.value & FORCE_COHERENT != 0,
+            };
+            // A stamp ahead of our head was written by somebody who knows of more invalidations
+            // than we do, so it is good for us too.
+            if found.stamp < head {
+                if journal.any_since(found.stamp, head, |invalidation| {
+                    invalidation.covers(key.domain, key.pasid, leaf.iova, leaf.last())
+                }) {
+                    continue;
+                }
+                // Spare the next one the journal.
+                if self.begin(set, found.sequence) {
+                    let way = &self.sets[set].ways[found.way];
+                    way.stamp.store(head, Ordering::Release);
+                    self.end(set, found.sequence);
+                }
+            }
+            return Some(Walked { leaf, permissions });
+        }
+        None
+    }
+
+    /// Keeps what a walk has found; `head` is the journal's, loaded before the walk began. Does
+    /// nothing if somebody else writes the same set.
+    pub(crate) fn fill(&self, head: u64, key: &Key, walked: &Walked) {
+        let Walked { leaf, permissions } = walked;
+        let tag = Self::tag(leaf.iova, leaf.shift);
+        let set = self.set(key, tag);
+        let size = 1 << leaf.shift;
+        if self.sizes.load(Ordering::Relaxed) & size == 0 {
+            self.sizes.fetch_or(size, Ordering::Relaxed);
+        }
+        let sequence = self.sequences[set].load(Ordering::Acquire);
+        if sequence & 1 == 1 || !self.begin(set, sequence) {
+            return;
+        }
+        let ways = &self.sets[set].ways;
+        let same = |way: &Way| {
+            way.tag.load(Ordering::Relaxed) == tag
+                && way.table.load(Ordering::Relaxed) == key.table
+                && way.value.load(Ordering::Relaxed) & Key::PASID_BITS == key.pasid_bits
+        };
+        let free = |way: &Way| way.tag.load(Ordering::Relaxed) == 0;
+        // In turn, so that nobody can make one translation throw out itself for ever.
+        let victim = (sequence / 2) as usize % WAYS;
+        let n = ways
+            .iter()
+            .position(same)
+            .or_else(|| ways.iter().position(free))
+            .unwrap_or(victim);
+        let way = &ways[n];
+        // What another thread has stored here meanwhile may be newer than what we have found.
+        if !same(way) || way.stamp.load(Ordering::Relaxed) <= head {
+            let value = leaf.gpa & ADDRESS
+                | u64::from(permissions.bits())
+                | u64::from(leaf.untranslated_only) << UNTRANSLATED_ONLY.trailing_zeros()
+                | u64::from(leaf.force_coherent) << FORCE_COHERENT.trailing_zeros()
+                | key.pasid_bits;
+            way.tag.store(tag, Ordering::Release);
+            way.table.store(key.table, Ordering::Release);
+            way.value.store(value, Ordering::Release);
+            way.stamp.store(head, Ordering::Release);
+        }
+        self.end(set, sequence);
+    }
+}
+
+impl Default for Iotlb {
+    fn default() -> Self {
+        Self::new(Self::DEFAULT_ENTRIES)
+    }
+}
