@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "device")]
+pub mod endpoint;
 #[cfg(feature = "ioapic")]
 pub mod ioapic;
 #[cfg(feature = "ivrs")]
