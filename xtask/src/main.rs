@@ -5,6 +5,7 @@
 
 mod bench;
 mod fuzz;
+mod lab;
 mod lint;
 mod payload;
 mod run;
@@ -38,6 +39,9 @@ enum Command {
     Bench(bench::Args),
     /// Run the fuzz targets for longer, on the stable toolchain or under libFuzzer
     Fuzz(fuzz::Args),
+    /// The lab: tests against QEMU, which is fetched into a cache
+    #[command(subcommand)]
+    Lab(lab::Args),
     /// Build the bare-metal payload and check its instructions; prints its path
     Payload,
 }
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
         Command::Lint => lint::lint(),
         Command::Bench(args) => bench::bench(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
+        Command::Lab(args) => lab::lab(&args),
         Command::Payload => run::build_payload().map(|path| {
             println!("{}", path.display());
             ExitCode::SUCCESS

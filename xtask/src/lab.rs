@@ -1,0 +1,337 @@
+//! `cargo xtask lab`: what needs more than a Rust toolchain, fetched once into a cache.
+//!
+//! QEMU comes from the package mirror that this machine's apt is configured with, in packages that
+//! are unpacked into the cache and run from there with their own libraries: nothing is installed,
+//! and root is not needed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::step::{Outcome, cargo, describe};
+
+/// Where the lab keeps what it fetches; shared by all checkouts.
+const CACHE_VARIABLE: &str = "AMDVI_LAB_CACHE";
+/// A QEMU to use instead of the lab's own.
+const QEMU_VARIABLE: &str = "AMDVI_LAB_QEMU";
+/// The suites that have QEMU 11.1 and what it needs.
+const SUITE: &str = "trixie";
+const BACKPORTS: &str = "trixie-backports";
+const PACKAGE: &str = "qemu-system-x86";
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// The devices and the accelerator that the differential run uses.
+const NEEDED_DEVICES: [&str; 3] = ["amd-iommu", "edu", "iommu-testdev"];
+
+/// Arguments of `cargo xtask lab`.
+#[derive(clap::Subcommand)]
+pub(crate) enum Args {
+    /// Fetch what the lab tier needs into its cache
+    Setup,
+    /// Compare our device with QEMU's amd-iommu on random cases
+    #[command(disable_help_flag = true)]
+    Diff {
+        /// --cases N, --seed SEED, --case NUMBER: see `cargo xtask lab diff --help`
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        rest: Vec<String>,
+    },
+}
+
+/// Runs a part of the lab.
+pub(crate) fn lab(args: &Args) -> Result<ExitCode> {
+    match args {
+        Args::Setup => {
+            let qemu = qemu()?;
+            println!("the lab is set up; QEMU is {}", qemu.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Args::Diff { rest } => {
+            let status = diff(&qemu()?, rest)
+                .status()
+                .context("cannot start cargo")?;
+            // cargo passes on the code of what it runs.
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            Ok(ExitCode::from(code.unwrap_or(2)))
+        }
+    }
+}
+
+/// The step of the lab tier.
+pub(crate) fn diff_step() -> Result<Outcome> {
+    let qemu = match qemu() {
+        Ok(qemu) => qemu,
+        Err(error) => return Ok(Outcome::NotRun(format!("{error:#}"))),
+    };
+    let mut command = diff(&qemu, &[]);
+    Ok(if crate::step::succeeded(&mut command)? {
+        Outcome::Passed("every difference from QEMU is explained".into())
+    } else {
+        Outcome::Failed(format!("`{}` failed, see above", describe(&command)))
+    })
+}
+
+fn diff(qemu: &Path, rest: &[String]) -> Command {
+    let mut command = cargo();
+    command
+        .args([
+            "run",
+            "--quiet",
+            "--release",
+            "-p",
+            "amdvi-lab",
+            "--",
+            "diff",
+        ])
+        .arg("--qemu")
+        .arg(qemu)
+        .args(rest);
+    command
+}
+
+/// The cache folder: it survives `cargo clean`.
+fn cache() -> Result<PathBuf> {
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let folder = variable(CACHE_VARIABLE)
+        .or_else(|| variable("XDG_CACHE_HOME").map(|folder| folder.join("amdvi-lab")))
+        .or_else(|| variable("HOME").map(|folder| folder.join(".cache/amdvi-lab")))
+        .with_context(|| format!("neither HOME nor {CACHE_VARIABLE} is set"))?;
+    fs::create_dir_all(&folder).with_context(|| {
+        format!(
+            "cannot create {}; {CACHE_VARIABLE} names another folder",
+            folder.display()
+        )
+    })?;
+    folder
+        .canonicalize()
+        .with_context(|| format!("cannot find {}", folder.display()))
+}
+
+/// A QEMU that can run the differential test, fetched if necessary.
+fn qemu() -> Result<PathBuf> {
+    if let Some(qemu) = std::env::var_os(QEMU_VARIABLE).filter(|value| !value.is_empty()) {
+        let qemu = PathBuf::from(qemu);
+        check(&qemu).with_context(|| format!("{QEMU_VARIABLE}={} is of no use", qemu.display()))?;
+        return Ok(qemu);
+    }
+    let cache = cache()?;
+    let launcher = cache.join("qemu/run");
+    if launcher.exists() && check(&launcher).is_ok() {
+        return Ok(launcher);
+    }
+    fetch(&cache)?;
+    check(&launcher)?;
+    Ok(launcher)
+}
+
+/// Whether a QEMU has what the lab needs.
+fn check(qemu: &Path) -> Result<()> {
+    let output = Command::new(qemu)
+        .args(["-M", "none", "-device", "help"])
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {}", qemu.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    for device in NEEDED_DEVICES {
+        if !text.contains(&format!("\"{device}\"")) {
+            bail!("it has no device {device}: QEMU 11.1 or later is needed");
+        }
+    }
+    Ok(())
+}
+
+/// Fetches and unpacks QEMU. The result appears in the cache at once, when it is complete.
+fn fetch(cache: &Path) -> Result<()> {
+    let start = Instant::now();
+    for tool in ["apt-get", "dpkg-deb"] {
+        let found = Command::new(tool)
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        if found.is_err() {
+            bail!(
+                "`{tool}` is not here: install QEMU 11.1 or later and name its qemu-system-x86_64 \
+                 in {QEMU_VARIABLE}"
+            );
+        }
+    }
+    if !Path::new(KEYRING).exists() {
+        bail!("{KEYRING} is missing: install the package debian-archive-keyring");
+    }
+    let mirror = mirror()?;
+    let apt = Apt::new(cache, &mirror)?;
+    println!("lab: reading the package lists of {SUITE} (15 MB)");
+    apt.run(&["update"]).context(
+        "the package lists can't be read: is there a network, and has the mirror of this \
+         machine's apt sources the suite?",
+    )?;
+    println!("lab: fetching {PACKAGE} and its libraries (40 MB)");
+    apt.run(&[
+        "install",
+        "--yes",
+        "--download-only",
+        "-t",
+        BACKPORTS,
+        PACKAGE,
+    ])?;
+
+    println!("lab: unpacking");
+    let new = cache.join(format!("qemu.new.{}", std::process::id()));
+    let root = new.join("root");
+    fs::create_dir_all(&root)?;
+    for package in fs::read_dir(apt.folder.join("cache/archives"))? {
+        let package = package?.path();
+        if package
+            .extension()
+            .is_none_or(|extension| extension != "deb")
+        {
+            continue;
+        }
+        let mut unpack = Command::new("dpkg-deb");
+        unpack.arg("--extract").arg(&package).arg(&root);
+        if !unpack.status()?.success() {
+            bail!("`{}` failed", describe(&unpack));
+        }
+    }
+    let launcher = new.join("run");
+    fs::write(&launcher, LAUNCHER)?;
+    fs::set_permissions(&launcher, fs::Permissions::from_mode(0o755))?;
+    check(&launcher).context("the unpacked QEMU doesn't run")?;
+
+    let place = cache.join("qemu");
+    if place.exists() {
+        fs::remove_dir_all(&place).context("cannot remove the QEMU of before")?;
+    }
+    fs::rename(&new, &place).context("cannot put the new QEMU in its place")?;
+    // The packages are in use no more; the lists are read again next time.
+    fs::remove_dir_all(&apt.folder).context("cannot remove the downloads")?;
+    println!(
+        "lab: QEMU is ready after {:.0} s",
+        start.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// Runs the unpacked QEMU with the libraries that were unpacked with it.
+const LAUNCHER: &str = r#"#!/bin/sh
+root=$(dirname -- "$(readlink -f -- "$0")")/root
+libraries=$root/usr/lib/x86_64-linux-gnu
+export QEMU_MODULE_DIR=$libraries/qemu
+exec "$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" \
+    "$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" "$@"
+"#;
+
+/// The package mirror of this machine, taken from its apt sources.
+fn mirror() -> Result<String> {
+    let mut folders = vec![PathBuf::from("/etc/apt/sources.list")];
+    if let Ok(parts) = fs::read_dir("/etc/apt/sources.list.d") {
+        folders.extend(parts.flatten().map(|entry| entry.path()));
+    }
+    folders
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .find_map(|text| mirror_in(&text))
+        .context(
+            "no Debian mirror in this machine's apt sources: install QEMU 11.1 or later and name \
+             its qemu-system-x86_64 in AMDVI_LAB_QEMU",
+        )
+}
+
+/// The first mirror of Debian itself (not of its security updates) in an apt source list of either
+/// format.
+fn mirror_in(text: &str) -> Option<String> {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("URIs:") || line.starts_with("deb "))
+        .flat_map(str::split_whitespace)
+        .find(|word| word.contains("://") && word.trim_end_matches('/').ends_with("/debian"))
+        .map(str::to_owned)
+}
+
+/// An apt with a state of its own: it neither sees nor changes what is installed.
+struct Apt {
+    folder: PathBuf,
+}
+
+impl Apt {
+    fn new(cache: &Path, mirror: &str) -> Result<Self> {
+        let folder = cache.join("apt");
+        for part in ["lists/partial", "cache/archives/partial", "state"] {
+            fs::create_dir_all(folder.join(part))?;
+        }
+        fs::write(folder.join("status"), "")?;
+        let source = |suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
+        let sources = source(SUITE) + &source(BACKPORTS);
+        fs::write(folder.join("sources.list"), sources)?;
+        Ok(Self { folder })
+    }
+
+    fn run(&self, args: &[&str]) -> Result<()> {
+        let mut command = Command::new("apt-get");
+        for (option, value) in [
+            ("Dir::State", "state"),
+            ("Dir::State::lists", "lists"),
+            ("Dir::State::status", "status"),
+            ("Dir::Etc::sourcelist", "sources.list"),
+            ("Dir::Cache", "cache"),
+        ] {
+            let value = self.folder.join(value);
+            command
+                .arg("-o")
+                .arg(format!("{option}={}", value.display()));
+        }
+        command
+            .args([
+                "-o",
+                "Dir::Etc::sourceparts=-",
+                "-o",
+                "Debug::NoLocking=true",
+            ])
+            .args(["-o", "APT::Install-Recommends=false"])
+            // The user that apt drops to can't read a home directory.
+            .args(["-o", "APT::Sandbox::User="])
+            .args(["-o", "APT::Architecture=amd64"])
+            .args(args)
+            .stdin(Stdio::null());
+        let output = command.output().context("cannot start apt-get")?;
+        if !output.status.success() {
+            bail!(
+                "`apt-get {}` failed:\n{}",
+                args.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim_end()
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mirror_is_found_in_either_format_of_apt_sources() {
+        let expected = Some("http://mirror.example/debian".to_owned());
+        let deb822 = "Types: deb\n# URIs: http://old.example/debian\n\
+                      URIs: http://mirror.example/debian\nSuites: stable\n";
+        assert_eq!(mirror_in(deb822), expected);
+        let one_line = "deb https://tools.example/apt stable main\n\
+                        deb [arch=amd64] http://mirror.example/debian stable main\n";
+        assert_eq!(mirror_in(one_line), expected);
+        assert_eq!(
+            mirror_in("URIs: http://mirror.example/debian-security\n"),
+            None
+        );
+    }
+}
