@@ -15,7 +15,7 @@ use crate::kvm::Payload;
 use crate::report::{Human, Summary, json};
 use crate::run::host::HostKvm;
 use crate::run::machine::{Device, Machine};
-use crate::run::plan::{self, Wishes};
+use crate::run::plan::{self, Plan, Wishes};
 use crate::run::{self, Accel};
 
 /// The device when `--device` is not given.
@@ -172,7 +172,7 @@ fn execute(cli: Cli) -> Result<bool, String> {
         scenarios: cli.scenario.clone(),
         cpus: cli.cpus,
     };
-    let jobs = plan::plan(&wishes).map_err(|error| error.to_string())?;
+    let Plan { jobs, left_out } = plan::plan(&wishes).map_err(|error| error.to_string())?;
     let device = match cli.device {
         Some(device) => device,
         None => DEFAULT_DEVICE
@@ -201,6 +201,7 @@ fn execute(cli: Cli) -> Result<bool, String> {
         host: &why,
         machine: &machine,
         outcomes: &outcomes,
+        left_out: &left_out,
     };
     human.verdict(&summary, started.elapsed());
     if cli.json {

@@ -211,6 +211,11 @@ impl Human {
             .filter(|outcome| !outcome.passed)
             .map(|outcome| outcome.name)
             .collect();
+        for left_out in summary.left_out {
+            let line = format!("not run {:<NAME$} {}", left_out.name, left_out.reason);
+            let line = self.paint(Colour::Dim, &line);
+            self.line(&line);
+        }
         let accel = format!("{} in {:.1} s", summary.accel.name(), took.as_secs_f64());
         let verdict = if summary.passed() {
             self.paint(
@@ -296,6 +301,7 @@ mod tests {
             host: "",
             machine: &machine,
             outcomes: &outcomes,
+            left_out: &[],
         };
         human.verdict(&summary, Duration::from_millis(1234));
         String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::run::machine::Machine;
+use crate::run::plan::LeftOut;
 use crate::run::{Accel, Outcome};
 
 /// Everything that was found out.
@@ -20,6 +21,8 @@ pub struct Summary<'a> {
     pub machine: &'a Machine,
     /// The scenarios.
     pub outcomes: &'a [Outcome],
+    /// The scenarios that this machine can't run.
+    pub left_out: &'a [LeftOut],
 }
 
 impl Summary<'_> {
@@ -38,6 +41,7 @@ struct Object<'a> {
     offered: BTreeMap<String, Value>,
     decisions: &'a [Decision],
     scenarios: &'a [Outcome],
+    not_run: &'a [LeftOut],
     passed: bool,
 }
 
@@ -51,6 +55,7 @@ pub fn json(summary: &Summary<'_>) -> String {
         offered: summary.machine.offered(),
         decisions: &summary.machine.offer.decisions,
         scenarios: summary.outcomes,
+        not_run: summary.left_out,
         passed: summary.passed(),
     };
     // Strings, numbers and maps with string keys: there is nothing that JSON can't say.
@@ -92,6 +97,7 @@ mod tests {
             host: "no KVM",
             machine: &machine,
             outcomes: &outcomes,
+            left_out: &[],
         };
         let text = json(&summary);
         assert!(!text.contains('\n'));
@@ -128,6 +134,7 @@ mod tests {
                 host: "",
                 machine: &machine,
                 outcomes,
+                left_out: &[],
             }
             .passed()
         };

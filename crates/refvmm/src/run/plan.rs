@@ -36,6 +36,24 @@ pub struct Job {
     pub apic_ids: Vec<u32>,
 }
 
+/// A scenario that was not asked for by name, and that the wished-for machine can't run.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct LeftOut {
+    /// The scenario's name.
+    pub name: &'static str,
+    /// What the machine lacks for it.
+    pub reason: String,
+}
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The scenarios and their machines, in order.
+    pub jobs: Vec<Job>,
+    /// What is not run, and why.
+    pub left_out: Vec<LeftOut>,
+}
+
 /// Wishes that can't be fulfilled.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -69,7 +87,11 @@ pub enum PlanError {
 }
 
 /// Picks the scenarios, in the order of [`scenarios::ALL`], and builds their machines.
-pub fn plan(wishes: &Wishes) -> Result<Vec<Job>, PlanError> {
+///
+/// Where a machine is wished for, scenarios that need more than it offers are left out, unless they
+/// are asked for by name: then they run on it, and show what is missing. Scenarios *about* a feature
+/// that is absent, or about a host of their own, keep their own machine.
+pub fn plan(wishes: &Wishes) -> Result<Plan, PlanError> {
     for name in &wishes.scenarios {
         if !scenarios::ALL.iter().any(|scenario| scenario.name == name) {
             return Err(PlanError::NoScenario {
@@ -81,14 +103,21 @@ pub fn plan(wishes: &Wishes) -> Result<Vec<Job>, PlanError> {
     if let Some(device) = &wishes.device {
         board::placement(&device.options)?;
     }
-    scenarios::ALL
-        .iter()
-        .enumerate()
-        .filter(|(_, scenario)| {
-            wishes.scenarios.is_empty() || wishes.scenarios.iter().any(|n| n == scenario.name)
-        })
-        .map(|(index, scenario)| job(wishes, index, scenario))
-        .collect()
+    let mut plan = Plan {
+        jobs: Vec::new(),
+        left_out: Vec::new(),
+    };
+    for (index, scenario) in scenarios::ALL.iter().enumerate() {
+        let named = wishes.scenarios.iter().any(|name| name == scenario.name);
+        if !named && !wishes.scenarios.is_empty() {
+            continue;
+        }
+        match job(wishes, index, scenario, named)? {
+            Ok(job) => plan.jobs.push(job),
+            Err(left_out) => plan.left_out.push(left_out),
+        }
+    }
+    Ok(plan)
 }
 
 /// The names of all scenarios.
@@ -117,7 +146,12 @@ fn own(scenario: &'static Scenario) -> Result<Machine, PlanError> {
     Ok(Machine::new(&device, &host_caps))
 }
 
-fn job(wishes: &Wishes, index: usize, scenario: &'static Scenario) -> Result<Job, PlanError> {
+fn job(
+    wishes: &Wishes,
+    index: usize,
+    scenario: &'static Scenario,
+    named: bool,
+) -> Result<Result<Job, LeftOut>, PlanError> {
     let own = own(scenario)?;
     let cpus = scenario
         .needs
@@ -133,20 +167,26 @@ fn job(wishes: &Wishes, index: usize, scenario: &'static Scenario) -> Result<Job
         apic_ids,
     };
     if wishes.device.is_none() && wishes.host_caps.is_none() {
-        return Ok(job(own, false));
+        return Ok(Ok(job(own, false)));
     }
     let wished = Machine::new(
         wishes.device.as_ref().unwrap_or(&own.requested),
         wishes.host_caps.as_ref().unwrap_or(&own.host_caps),
     );
-    let named = wishes.scenarios.iter().any(|name| name == scenario.name);
     Ok(match fit(scenario, &own, &wished) {
-        Fit::Suits => job(wished, false),
+        Fit::Suits => Ok(job(wished, false)),
         // Who asks for exactly this scenario on exactly this machine gets the answer.
-        Fit::Lacks if named => job(wished, false),
-        Fit::Lacks | Fit::Contradicts => {
+        Fit::Lacks(_) if named => Ok(job(wished, false)),
+        Fit::Lacks(features) => Err(LeftOut {
+            name: scenario.name,
+            reason: format!(
+                "needs {}, which this machine does not offer",
+                features.join(", ")
+            ),
+        }),
+        Fit::Contradicts => {
             let same = own.requested == wished.requested && own.host_caps == wished.host_caps;
-            job(own, !same)
+            Ok(job(own, !same))
         }
     })
 }
@@ -159,13 +199,13 @@ const ABOUT_2K: &[&str] = &["intremap-2k"];
 enum Fit {
     /// It does.
     Suits,
-    /// The machine does not offer what the scenario is about.
-    Lacks,
+    /// The machine does not offer these options, which the scenario is about.
+    Lacks(Vec<&'static str>),
     /// The machine offers what the scenario is about not being offered.
     Contradicts,
 }
 
-fn fit(scenario: &Scenario, own: &Machine, wished: &Machine) -> Fit {
+fn fit(scenario: &'static Scenario, own: &Machine, wished: &Machine) -> Fit {
     // A scenario that describes a host is about that host.
     if !scenario.needs.host_caps.is_empty() {
         return Fit::Contradicts;
@@ -178,8 +218,12 @@ fn fit(scenario: &Scenario, own: &Machine, wished: &Machine) -> Fit {
         .split(',')
         .filter_map(|item| item.split_once('='))
         .filter(|(name, _)| *name != "numint2k" || ABOUT_2K.contains(&scenario.name));
-    if named.map(|(name, _)| name).any(on) {
-        Fit::Lacks
+    let lacking: Vec<_> = named
+        .map(|(name, _)| name)
+        .filter(|name| on(name))
+        .collect();
+    if !lacking.is_empty() {
+        Fit::Lacks(lacking)
     } else if wished.interrupts_per_function() > own.interrupts_per_function() {
         Fit::Contradicts
     } else {
@@ -208,7 +252,7 @@ mod tests {
 
     #[test]
     fn without_wishes_every_scenario_runs_on_its_own_machine() {
-        let jobs = plan(&Wishes::default()).unwrap();
+        let jobs = plan(&Wishes::default()).unwrap().jobs;
         assert_eq!(jobs.len(), scenarios::ALL.len());
         for job in &jobs {
             assert_eq!(
@@ -238,7 +282,7 @@ mod tests {
     #[test]
     fn a_device_that_suits_takes_the_place_of_the_scenario_s_own() {
         let device = "amd-iommu,numint2k=on,segments=4";
-        let jobs = plan(&wishes(Some(device), None, &[])).unwrap();
+        let jobs = plan(&wishes(Some(device), None, &[])).unwrap().jobs;
         let job = find(&jobs, "intremap-2k");
         assert_eq!(job.machine.requested, device.parse().unwrap());
         assert!(!job.on_its_own);
@@ -247,7 +291,9 @@ mod tests {
     #[test]
     fn a_scenario_about_an_absent_feature_keeps_its_own_machine() {
         for named in [&["intremap-2k-off"][..], &[]] {
-            let jobs = plan(&wishes(Some("amd-iommu,numint2k=on"), None, named)).unwrap();
+            let jobs = plan(&wishes(Some("amd-iommu,numint2k=on"), None, named))
+                .unwrap()
+                .jobs;
             let job = find(&jobs, "intremap-2k-off");
             assert!(job.on_its_own);
             assert_eq!(job.machine.interrupts_per_function(), 512);
@@ -255,14 +301,27 @@ mod tests {
     }
 
     #[test]
-    fn a_scenario_that_needs_more_runs_on_its_own_machine_unless_it_is_named() {
+    fn a_scenario_that_needs_more_than_the_machine_offers_is_left_out_unless_it_is_named() {
         let host = Some("mock:numint2k=off");
-        let jobs = plan(&wishes(None, host, &[])).unwrap();
-        assert!(find(&jobs, "intremap-2k").on_its_own);
-        assert!(!find(&jobs, "ioapic").on_its_own, "it does with 512, too");
-        let jobs = plan(&wishes(None, host, &["intremap-2k"])).unwrap();
+        let all = plan(&wishes(None, host, &[])).unwrap();
         assert_eq!(
-            find(&jobs, "intremap-2k").machine.interrupts_per_function(),
+            all.left_out,
+            [LeftOut {
+                name: "intremap-2k",
+                reason: "needs numint2k, which this machine does not offer".to_owned(),
+            }]
+        );
+        assert_eq!(all.jobs.len(), scenarios::ALL.len() - 1);
+        assert!(
+            !find(&all.jobs, "ioapic").on_its_own,
+            "it does with 512, too"
+        );
+        let named = plan(&wishes(None, host, &["intremap-2k"])).unwrap();
+        assert!(named.left_out.is_empty());
+        assert_eq!(
+            find(&named.jobs, "intremap-2k")
+                .machine
+                .interrupts_per_function(),
             512
         );
     }
@@ -287,6 +346,7 @@ mod tests {
         assert!(
             plan(&more)
                 .unwrap()
+                .jobs
                 .iter()
                 .all(|job| job.apic_ids.len() == MAX_CPUS)
         );
@@ -294,7 +354,7 @@ mod tests {
             cpus: Some(1),
             ..Wishes::default()
         };
-        let jobs = plan(&fewer).unwrap();
+        let jobs = plan(&fewer).unwrap().jobs;
         let job = find(&jobs, "intremap-2k");
         assert_eq!(job.apic_ids.len(), job.scenario.needs.cpus);
     }
