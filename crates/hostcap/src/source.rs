@@ -9,6 +9,7 @@ use crate::facts::{Answer, Situation};
 use crate::scope::PciFunction;
 
 mod debugfs;
+mod described;
 #[cfg(feature = "file")]
 mod file;
 mod fixed;
@@ -22,6 +23,7 @@ mod several;
 mod sysfs;
 
 pub use debugfs::Debugfs;
+pub use described::Described;
 #[cfg(feature = "file")]
 pub use file::RecordedFile;
 pub use fixed::{Emulated, Fixed, LegacyVfio, Unusable};

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::fact::{Aspect, Early, Fact, Subject};
+use crate::fact::{Aspect, Fact, Phase, Subject};
 use crate::feature::{Feature, ParseSettingError, Setting, UnknownFeature, parse_switch};
 #[cfg(feature = "iommufd")]
 use crate::scope::PciFunction;
@@ -15,7 +15,7 @@ use crate::source::Iommufd;
 #[cfg(feature = "file")]
 use crate::source::RecordedFile;
 use crate::source::{
-    Debugfs, Emulated, Fixed, HostCapSource, KernelInference, LegacyVfio, Several, Sysfs,
+    Debugfs, Described, Emulated, HostCapSource, KernelInference, LegacyVfio, Several, Sysfs,
 };
 #[cfg(feature = "kvm")]
 use crate::source::{Kvm, Unusable};
@@ -188,18 +188,23 @@ impl HostCapSpec {
 }
 
 impl MockHost {
-    /// The source that says what the text says, before RAM is laid out and for the whole host.
-    pub fn source(&self) -> Fixed {
+    /// The source that says what the text says: before RAM is laid out for the whole host, and
+    /// again about each function that is bound, for that function.
+    pub fn source(&self) -> Described {
+        Described::new(self.clone())
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn facts<P: Phase>(&self, scope: &Scope) -> Vec<Fact<P>> {
         let name = format!("mock:{}", self.text);
-        let facts: Vec<Fact<Early>> = self
-            .values
-            .iter()
-            .map(|((subject, aspect), value)| {
-                let detail = format!("{subject}.{}={}", aspect.short(), subject.shown(*value));
-                Fact::new(*subject, *value, *aspect, Scope::Host, &name, detail)
-            })
-            .collect();
-        Fixed::new(name).with_early(facts)
+        let said = self.values.iter().map(|((subject, aspect), value)| {
+            let detail = format!("{subject}.{}={}", aspect.short(), subject.shown(*value));
+            Fact::new(*subject, *value, *aspect, scope.clone(), &name, detail)
+        });
+        said.collect()
     }
 }
 
