@@ -260,3 +260,29 @@ fn the_exclusion_range_bypasses_translation() {
     assert_eq!(nic.translate(0x9ffc, 4, Access::Read).unwrap().gpa, 0x9ffc);
     assert!(nic.translate(0xa000, 4, Access::Read).is_err());
 }
+
+#[test]
+fn intremap_off_withdraws_the_offer_and_still_honours_dte_iv() {
+    // A guest that remaps all the same must not find its blocked interrupts delivered.
+    let rig = Rig::enabled("amd-iommu,intremap=off");
+    rig.remap_interrupts(NIC, 9);
+    rig.set_irte32(3, fixed(0x55, 2));
+    assert_eq!(delivered(rig.nic().signal(msi(3))).vector, 0x55);
+    let blocked = rig.nic().signal(msi(4));
+    assert_eq!(blocked, Signal::Blocked(FaultReason::RemapDisabled));
+}
+
+#[test]
+fn signal_with_delivers_in_the_source_s_own_way_and_only_what_is_not_blocked() {
+    let rig = Rig::enabled("amd-iommu");
+    rig.remap_interrupts(NIC, 9);
+    rig.set_irte32(3, fixed(0x55, 2));
+    let mut sent = Vec::new();
+    let signal = rig
+        .nic()
+        .signal_with(msi(3), |delivery| sent.push(*delivery));
+    assert_eq!(sent, [delivered(signal)]);
+    let blocked = rig.nic().signal_with(msi(4), |_| panic!("blocked"));
+    assert_eq!(blocked, Signal::Blocked(FaultReason::RemapDisabled));
+    assert!(rig.host.take_deliveries().is_empty());
+}
