@@ -17,3 +17,8 @@ pub mod kvm;
 pub mod layout;
 pub mod report;
 pub mod run;
+
+/// The examples of the workspace's README, compiled and run as documentation tests.
+#[cfg(all(doctest, target_arch = "x86_64", target_os = "linux"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
