@@ -6,10 +6,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::decide::{View, decide};
-use crate::fact::{Early, Fact, Late, Phase};
+use crate::fact::{Aspect, Early, Fact, Late, Phase, Subject};
 use crate::feature::{Feature, Setting};
 use crate::negotiate::Decision;
 use crate::scope::{PciFunction, Scope};
+use crate::shown::Shown;
 use crate::source::HostCapSource;
 
 /// How the guest's functions relate to the host's IOMMU; ordered by how much it rules out.
@@ -73,6 +74,30 @@ pub struct Note {
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} on {}: {}", self.source, self.scope, self.text)
+    }
+}
+
+/// Statements about the same thing that differ, between sources or between IOMMUs of one host.
+///
+/// Not an error: a decision takes the safe side, and its reason says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conflict {
+    /// What they are about.
+    pub subject: Subject,
+    /// What they are evidence of.
+    pub aspect: Aspect,
+    /// Each value, the least first, with who states it.
+    pub said: Vec<(Shown, String)>,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}:", self.subject, self.aspect)?;
+        for (index, (value, by)) in self.said.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma} {value} says {by}")?;
+        }
+        Ok(())
     }
 }
 
@@ -392,6 +417,26 @@ impl Facts {
         self.early
             .notes()
             .chain(self.late.values().flat_map(|bound| &bound.notes))
+    }
+
+    /// Where statements differ. Firmware's are left out: they prove nothing.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        let mut about: BTreeMap<_, BTreeSet<(Shown, String)>> = BTreeMap::new();
+        for (s, _) in self.view().statements {
+            if s.aspect != Aspect::Firmware {
+                let said = about.entry((s.subject, s.aspect)).or_default();
+                said.insert((s.subject.shown(s.value), s.to_string()));
+            }
+        }
+        about
+            .into_iter()
+            .map(|((subject, aspect), said)| Conflict {
+                subject,
+                aspect,
+                said: said.into_iter().collect(),
+            })
+            .filter(|conflict| conflict.said.windows(2).any(|pair| pair[0].0 != pair[1].0))
+            .collect()
     }
 
     /// Decides one feature; [`negotiate`](crate::negotiate) is this for all of them.

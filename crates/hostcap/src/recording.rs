@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::fact::{Early, Fact, Late, Phase};
-use crate::facts::{Answer, EarlyFacts, Facts, Gap, Situation};
+use crate::facts::{Answer, Conflict, EarlyFacts, Facts, Gap, Situation};
 use crate::scope::{PciFunction, Scope};
 use crate::source::{HostCapSource, SourceError};
 
@@ -21,6 +21,10 @@ pub struct Recording {
     pub format: Format,
     /// What each source said.
     pub sources: Vec<Asked>,
+    /// Where they contradict each other, or IOMMUs differ: derived from what they said, and not
+    /// read back.
+    #[serde(default, skip_deserializing)]
+    pub conflicts: Vec<Conflict>,
     /// Sources that were not asked, and why.
     #[serde(default)]
     pub not_asked: Vec<NotAsked>,
@@ -111,11 +115,14 @@ impl Recording {
                 .map(|function| (*function, source.late_facts(*function).into()))
                 .collect(),
         };
-        Self {
+        let mut recording = Self {
             format: Format,
             sources: sources.into_iter().map(ask).collect(),
+            conflicts: Vec::new(),
             not_asked: Vec::new(),
-        }
+        };
+        recording.conflicts = recording.facts().conflicts();
+        recording
     }
 
     /// The functions that were asked about.

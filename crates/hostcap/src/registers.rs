@@ -40,7 +40,32 @@ pub const fn kernel_allows_in_guest(feature: Feature) -> bool {
     )
 }
 
+/// The bits of a raw EFR that Linux documents as usable in guests: [`kernel_allows_in_guest`] as
+/// a mask, for a VMM that hands register images on. Of EFR2 there are none.
+///
+/// PPRSup, GTSup, GASup, GATS, GLXSup, PASmax, GIoSup, EPHSup.
+pub const HW_INFO_GUEST_EFR: u64 =
+    1 << 1 | 1 << 4 | 1 << 7 | 0b11 << 12 | 0b11 << 14 | 0x1f << 32 | 1 << 48 | 1 << 50;
+
+/// See [`HW_INFO_GUEST_EFR`].
+pub const HW_INFO_GUEST_EFR2: u64 = 0;
+
 impl HostRegisters {
+    /// The registers that `IOMMU_GET_HW_INFO` returned, less what Linux does not document as
+    /// usable in guests.
+    #[must_use]
+    pub fn masked_for_guest(&self) -> Self {
+        Self {
+            efr: self
+                .efr
+                .map(|efr| (u64::from(efr) & HW_INFO_GUEST_EFR).into()),
+            efr2: self
+                .efr2
+                .map(|efr2| (u64::from(efr2) & HW_INFO_GUEST_EFR2).into()),
+            control: None,
+        }
+    }
+
     /// What the hardware has, and what CONTROL shows.
     ///
     /// CONTROL.NumIntRemapMode is the kernel's: the driver writes it in each start of an IOMMU
@@ -286,6 +311,29 @@ mod tests {
             );
             assert!(find(&facts, Feature::Gcr3TrpMode, Aspect::Kernel).is_none());
         }
+    }
+
+    #[test]
+    fn the_documented_masks_keep_what_is_listed_and_nothing_else() {
+        let every_level = !(0b11 << 12 | 0b11 << 14 | 0b11 << 22);
+        let all = HostRegisters {
+            efr: Some((every_level | 1 << 12 | 1 << 14).into()),
+            efr2: Some(0x908.into()),
+            control: Some(Control::new().with_gcr3_trp_mode(true)),
+        };
+        let before: Vec<Fact<Late>> = all.facts(&Scope::Host, "test");
+        let after: Vec<Fact<Late>> = all.masked_for_guest().facts(&Scope::Host, "test");
+        for feature in Feature::ALL {
+            let kept = value(&after, feature, Aspect::Hardware);
+            // HATS = 3 reads as the base level, as 0 does.
+            if kernel_allows_in_guest(feature) {
+                assert_eq!(kept, value(&before, feature, Aspect::Hardware), "{feature}");
+                assert!(kept.unwrap().is_on(), "{feature}");
+            } else {
+                assert!(!kept.unwrap().is_on(), "{feature}");
+            }
+        }
+        assert_eq!(u64::from(all.masked_for_guest().efr2.unwrap()), 0);
     }
 
     #[test]

@@ -96,6 +96,48 @@ fn probe_shows_every_iommu_with_its_registers() {
 }
 
 #[test]
+fn probe_reports_iommus_that_differ() {
+    let [sysfs, debugfs] = host("server-2k-off-on-one-6.17");
+    let args = ["probe", "--host-caps", &sysfs, "--host-caps", &debugfs];
+    let table = text(&args);
+    let at = table
+        .find("Contradictions (the safe side counts):")
+        .expect("no contradictions");
+    assert!(
+        table[at..].contains("numint2k kernel: off says debugfs:"),
+        "{table}"
+    );
+    let recording = json(&[&args[..], &["--json"]].concat());
+    let conflicts = recording["conflicts"].as_array().unwrap();
+    assert_eq!(conflicts.len(), 1);
+    assert_eq!(
+        (&conflicts[0]["subject"], &conflicts[0]["aspect"]),
+        (&"numint2k".into(), &"kernel".into())
+    );
+}
+
+/// On a machine that lets this user open KVM the real one is asked for a capability that nobody
+/// has assigned, and elsewhere the error says what is missing.
+#[test]
+fn kvm_is_asked_for_real() {
+    const UNASSIGNED: &str = "kvm:1000000";
+    let output = run(&["probe", "--host-caps", UNASSIGNED]);
+    let table = String::from_utf8(output.stdout).unwrap();
+    let openable = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok();
+    assert_eq!(output.status.success(), openable, "{table}");
+    let said = if openable {
+        "KVM_CHECK_EXTENSION(1000000)=0, not supported"
+    } else {
+        "/dev/kvm: "
+    };
+    assert!(table.contains(said), "{table}");
+}
+
+#[test]
 fn explain_decides_with_reasons() {
     let offer = json(&[
         "explain",

@@ -1,9 +1,11 @@
 //! What holds for every request and every set of facts.
 
+use amdvi_hostcap::source::{KernelVersion, OrderBy, read_features};
 use amdvi_hostcap::{
     Aspect, Fact, Facts, Feature, Offer, PciFunction, Request, Scope, Setting, Situation, Subject,
     negotiate,
 };
+use amdvi_hostcap::{HwCapabilities, HwInfo, RawHwInfo};
 use proptest::prelude::*;
 
 const FUNCTIONS: [PciFunction; 2] = [
@@ -272,6 +274,64 @@ proptest! {
         let facts = build(&said);
         let wanted = feature.setting(level);
         prop_assert_eq!(facts.early().decide(feature, wanted), facts.decide(feature, wanted));
+    }
+
+    #[test]
+    fn what_sysfs_shows_is_read_as_its_numbers_or_not_at_all(
+        (first, second) in prop_oneof![
+            (any::<u64>(), any::<u64>()),
+            (any::<u64>(), 0..0x4000u64),
+            (0..0x4000u64, 0..0x4000u64),
+        ],
+        text in ".{0,40}",
+        major in 3..8u32,
+        minor in 0..20u32,
+    ) {
+        let kernel = Some(KernelVersion::new(major, minor));
+        let _ = read_features(&text, kernel);
+        for kernel in [None, kernel] {
+            if let Ok(found) = read_features(&format!("{first:x}:{second:x}"), kernel) {
+                let efr = u64::from(found.registers.efr.unwrap());
+                let efr2 = u64::from(found.registers.efr2.unwrap());
+                prop_assert!([(first, second), (second, first)].contains(&(efr, efr2)));
+                // Swapping the text swaps the reading, unless only the version decided.
+                if found.by != OrderBy::Version {
+                    let swapped = read_features(&format!("{second:x}:{first:x}"), kernel).unwrap();
+                    prop_assert_eq!(swapped.registers, found.registers);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_of_any_shape_never_shows_more_than_its_length(
+        data_type in 0..6u32,
+        data_len in prop_oneof![0..40u32, any::<u32>()],
+        data in prop::collection::vec(any::<u8>(), 0..64),
+        capabilities in any::<u64>(),
+        max_pasid_log2 in any::<u8>(),
+    ) {
+        let raw = RawHwInfo {
+            data_type,
+            data_len,
+            data: data.clone(),
+            capabilities: HwCapabilities(capabilities),
+            max_pasid_log2,
+        };
+        let filled = data.len().min(data_len as usize);
+        let answer = raw.answer::<amdvi_hostcap::Late>(FUNCTIONS[0], None, "iommufd");
+        match raw.read() {
+            HwInfo::Amd { registers, .. } => {
+                prop_assert!(data_type == 4 && filled >= 16);
+                prop_assert_eq!(registers.control.is_some(), filled >= 24);
+                prop_assert!(answer.gaps.is_empty());
+            }
+            other => {
+                prop_assert_eq!(other == HwInfo::AmdTruncated, data_type == 4);
+                prop_assert!(answer.facts.iter().all(|fact| !fact.value().is_on()));
+                prop_assert_eq!(answer.gaps.len(), 1);
+            }
+        }
     }
 
     #[test]

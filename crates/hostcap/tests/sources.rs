@@ -280,7 +280,7 @@ fn a_recording_answers_as_its_sources_did_and_names_itself() {
     let recording = Recording::of(sources, &[DISK]);
     let json = serde_json::to_string(&recording).unwrap();
     let read: Recording = serde_json::from_str(&json).unwrap();
-    assert_eq!(read, recording);
+    assert_eq!(read.sources, recording.sources);
     assert_eq!(read.facts(), Facts::collect(sources, &[DISK]));
     assert_eq!(read.functions(), [DISK]);
 

@@ -98,6 +98,9 @@ pub(crate) fn recording(recording: &Recording) -> String {
         }
     };
     section("Seen", &seen);
+    let conflicts = recording.conflicts.iter();
+    let conflicts: Vec<_> = conflicts.map(ToString::to_string).collect();
+    section("Contradictions (the safe side counts)", &conflicts);
     section("Not learnt", &gaps);
     let not_asked = recording.not_asked.iter();
     let not_asked: Vec<_> = not_asked
