@@ -4,6 +4,10 @@
 //! proves for *every* passed-through function. Any statement about hardware or kernel caps the
 //! level, needed or not, whichever IOMMU it speaks for: a no is never outvoted. Firmware proves
 //! nothing and forbids nothing; it is only mentioned.
+//!
+//! A feature that needs nothing of the host is the device's own: what the registers of the host's
+//! IOMMU hold says nothing about it, and does not cap it. That the host *kernel* can't have it
+//! (which only a person or a test can state) does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -120,6 +124,7 @@ fn by_facts(view: &View<'_>, feature: Feature, wanted: u8) -> (u8, String) {
     let known: Vec<_> = chain
         .iter()
         .flat_map(|link| [Aspect::Hardware, Aspect::Kernel].map(|a| view.known(*link, a)))
+        .filter(|k| k.aspect == Aspect::Kernel || !k.feature.needs().is_empty())
         .collect();
     // What the features underneath must have is "on", whatever level is wanted of this one.
     let target = |k: &Known<'_>| if k.feature == feature { wanted } else { 1 };
@@ -141,8 +146,8 @@ fn by_facts(view: &View<'_>, feature: Feature, wanted: u8) -> (u8, String) {
 fn granted(view: &View<'_>, feature: Feature, known: &[Known<'_>]) -> String {
     if feature.needs().is_empty() {
         return format!(
-            "the device emulates {feature} for passed-through functions too, and the host does \
-             not say no ({}).",
+            "the device emulates {feature} for passed-through functions too, whatever the host's \
+             IOMMU has, and the host does not forbid it ({}).",
             view.asked()
         );
     }

@@ -165,8 +165,9 @@ const HOST_SWITCH: Row = Row {
 ///
 /// A passed-through function's interrupt reaches the VMM (or KVM) through the host's own table,
 /// as an event, and the emulated table is read after that: its format, its destination width
-/// and its virtual-APIC entries never reach the host's IOMMU. So silence costs nothing here.
-/// An explicit "no" is still obeyed, see `decide`.
+/// and its virtual-APIC entries never reach the host's IOMMU. So neither silence nor a clear bit
+/// in the host's registers costs anything here: a server without XTSup carries a guest with it.
+/// An explicit "no" for the kernel is still obeyed, see `decide`.
 const EMULATED_SWITCH: Row = Row {
     needs: &[],
     iommufd: false,
@@ -270,9 +271,8 @@ impl Feature {
             // The levels of the guest's own tables are a format that the device walks: for a
             // passed-through function the VMM maps what they map, into tables that the host
             // kernel builds with as many levels as it likes. What the host limits is which
-            // IOVAs can be mapped, at 4 levels as well as at 6; that shows when mapping, and
-            // the guest is told by IVRS. A host that states fewer levels is obeyed all the
-            // same, for it can't map what lies beyond them.
+            // IOVAs can be mapped, by 4-level tables as well as by 6-level ones (an Intel host
+            // may stop at 39 bits): that is the business of IVRS's VASize, and of mapping.
             Self::Hats => Row {
                 name: "hats",
                 kind: FeatureKind::Level { max: 2 },

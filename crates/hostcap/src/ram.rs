@@ -220,9 +220,14 @@ fn hole(facts: &EarlyFacts) -> Hole {
         (None, None) => "nothing shows that the host is without the HyperTransport range".into(),
     };
     let decision = facts.decide(Feature::HtRangeIgnore, true);
+    let reason = decision.reason.trim_end_matches('.');
+    // Nobody asked for the feature here, so that nobody can drop it.
+    let reason = reason
+        .strip_suffix("; drop htrangeignore or use a host that has it")
+        .unwrap_or(reason);
     Hole {
         counts: !decision.is_granted(),
-        why: format!("{host}; {}", decision.reason.trim_end_matches('.')),
+        why: format!("{host}; {reason}"),
     }
 }
 

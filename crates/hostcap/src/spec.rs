@@ -237,7 +237,9 @@ impl FromStr for MockHost {
                     &named[..]
                 }
                 (None, Subject::Feature(feature)) if !feature.needs().is_empty() => feature.needs(),
-                (None, _) => &[Aspect::Hardware],
+                // It needs nothing of the host's hardware: said of it, it is a prohibition.
+                (None, Subject::Feature(_)) => &[Aspect::Kernel],
+                (None, Subject::HtHole) => &[Aspect::Hardware],
             };
             for aspect in aspects.iter().copied() {
                 if values.insert((subject, aspect), value).is_some() {

@@ -192,11 +192,34 @@ fn an_emulated_format_is_granted_unless_the_host_says_no() {
 }
 
 #[test]
+fn the_registers_of_the_host_do_not_take_what_the_device_emulates_itself() {
+    // A server whose IOMMU has no XTSup and 4-level tables.
+    let registers = HostRegisters {
+        efr: Some(0x0465_77ef_a225_42fa.into()),
+        efr2: Some(0.into()),
+        control: None,
+    };
+    let mut facts = Facts::default();
+    let stated: Vec<Fact<Early>> = registers.facts(&Scope::Host, "sysfs:/sys");
+    stated.into_iter().for_each(|fact| facts.insert_early(fact));
+    facts.bind(NIC, []);
+    for (request, feature) in [("xtsup=on", Feature::Xt), ("hats=6", Feature::Hats)] {
+        let decision = decide(request, &facts, feature);
+        assert_eq!(decision.granted, decision.requested, "{decision}");
+        assert!(
+            decision.reason.contains("whatever the host's IOMMU has"),
+            "{decision}"
+        );
+    }
+    denied(&two_k(&facts), &["hardware does not support numint2k"]);
+}
+
+#[test]
 fn a_feature_falls_with_the_one_it_is_built_on() {
     let decision = decide("xtsup=on", &facts("mock:ga=off,xtsup=on"), Feature::Xt);
     denied(
         &decision,
-        &["xtsup is built on ga, and the host's hardware does not support ga"],
+        &["xtsup is built on ga, and the host kernel has not enabled ga"],
     );
     let decision = decide("gats=5", &facts("mock:gats=5"), Feature::Gats);
     denied(&decision, &["gats is built on gtsup, and nothing shows"]);

@@ -51,6 +51,7 @@ impl Said {
         let mut chain = std::iter::successors(Some(feature), |f| f.on_top_of());
         let wanted = if self.feature == feature { level } else { 1 };
         self.aspect != Aspect::Firmware
+            && (self.aspect == Aspect::Kernel || !self.feature.needs().is_empty())
             && chain.any(|link| link == self.feature)
             && self.feature.setting(self.level).level() < wanted
     }
@@ -129,6 +130,9 @@ fn literal_model(request: &Request, said: &[Said], feature: Feature) -> u8 {
     let mut link = Some(feature);
     while let Some(this) = link {
         for aspect in [Aspect::Hardware, Aspect::Kernel] {
+            if aspect == Aspect::Hardware && this.needs().is_empty() {
+                continue;
+            }
             let mut lowest = None;
             for s in said
                 .iter()

@@ -14,7 +14,7 @@ use crate::source::{HostCapSource, SourceError, Sysfs};
 /// The first kernel whose driver turns 2K on wherever EFR2 offers it.
 const ENABLES_2K: KernelVersion = KernelVersion::new(6, 15);
 
-/// Concludes that the host kernel enabled 2K interrupts: Linux 6.15 or later, EFR2[9:8] = 01b, and
+/// Concludes that the host kernel enabled 2K interrupts: Linux 6.15 or later, `EFR2[9:8] = 01b`, and
 /// interrupt remapping in use. The driver has no switch to turn 2K off.
 ///
 /// Nobody saw the control register: a conclusion, weaker than every other source, and

@@ -28,6 +28,22 @@ fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).into()
 }
 
+/// Rows that say the same of several IOMMUs or functions become one.
+fn merge(rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
+    const OF: usize = 3;
+    let mut merged: Vec<Vec<String>> = Vec::new();
+    for row in rows {
+        let alike = |other: &&mut Vec<String>| {
+            (0..row.len()).all(|cell| cell == OF || other[cell] == row[cell])
+        };
+        match merged.iter_mut().find(alike) {
+            Some(other) => other[OF] = format!("{}, {}", other[OF], row[OF]),
+            None => merged.push(row),
+        }
+    }
+    merged
+}
+
 fn fact<P: Phase>(fact: &Fact<P>) -> Vec<String> {
     let value = fact.spelled();
     let (subject, aspect) = (fact.subject().to_string(), fact.aspect().to_string());
@@ -87,7 +103,7 @@ pub(crate) fn recording(recording: &Recording) -> String {
     served.dedup();
     let mut text = match facts.len() {
         1 => "Nothing is known about this host's IOMMUs.\n".to_owned(),
-        _ => columns(&facts),
+        _ => columns(&merge(facts)),
     };
     let mut section = |title: &str, lines: &[String]| {
         if !lines.is_empty() {
