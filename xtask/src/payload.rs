@@ -52,8 +52,8 @@ pub(crate) enum Error {
     #[error("cargo can't be started to build the payload: {0}")]
     Start(std::io::Error),
     /// The build failed.
-    #[error("building the payload failed:\n{0}")]
-    Build(String),
+    #[error("building the payload failed, see above")]
+    Build,
     /// The result can't be read.
     #[error("the payload {} can't be read: {source}", path.display())]
     Read {
@@ -80,9 +80,9 @@ pub(crate) enum Error {
 ///
 /// The build failed, or the result holds an instruction that an emulating KVM can't run.
 pub(crate) fn build(root: &Path, target_dir: &Path) -> Result<PathBuf, Error> {
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(root)
-        .args(["build", "--quiet", "--package", "amdvi-guest"])
+        .args(["build", "--package", "amdvi-guest"])
         .args(["--bin", "payload", "--features", "bare"])
         .args(["--profile", "payload", "--target", TARGET])
         .arg("--target-dir")
@@ -92,12 +92,10 @@ pub(crate) fn build(root: &Path, target_dir: &Path) -> Result<PathBuf, Error> {
         // Set when this program itself runs under clippy or a coverage tool.
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .stdin(Stdio::null())
-        .output()
+        .status()
         .map_err(Error::Start)?;
-    if !output.status.success() {
-        return Err(Error::Build(
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        ));
+    if !status.success() {
+        return Err(Error::Build);
     }
     let path = target_dir.join(TARGET).join("payload").join("payload");
     let image = match std::fs::read(&path) {

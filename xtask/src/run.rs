@@ -23,16 +23,17 @@ pub(crate) struct Args {
 
 /// Builds the bare-metal payload and checks its instructions; gives the path of the ELF file.
 pub(crate) fn build_payload() -> Result<PathBuf> {
+    eprintln!("building the guest payload");
     Ok(payload::build(&root(), &target_dir().join("payload"))?)
 }
 
 /// Builds the reference VMM, optimised; gives the path of its binary.
 pub(crate) fn build_refvmm() -> Result<PathBuf> {
+    eprintln!("building the reference VMM");
     let mut build = cargo();
     build.args([
         "build",
         "--release",
-        "--quiet",
         "-p",
         "amdvi-refvmm",
         "--bin",
@@ -53,7 +54,7 @@ pub(crate) fn refvmm(binary: &Path, payload: &Path) -> Command {
 
 /// Builds what is needed and runs the scenarios.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    eprintln!("building the guest payload and the reference VMM (a minute or two the first time)");
+    eprintln!("the first build takes a minute or two; after that nothing is built again");
     let payload = build_payload()?;
     let binary = build_refvmm()?;
     let mut command = refvmm(&binary, &payload);
