@@ -49,6 +49,14 @@ impl Fabric {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
+    /// The generation of what the requester with `slot` has cached, see [`InFlight::generation`].
+    #[inline(always)]
+    pub fn generation(&self, slot: &Slot) -> u64 {
+        self.generation
+            .load(Ordering::Acquire)
+            .wrapping_add(slot.generation.load(Ordering::Acquire))
+    }
+
     /// Waits until every operation has ended that may have begun before an invalidation that this
     /// thread has made or learnt of.
     ///
@@ -148,12 +156,14 @@ impl Requester {
     /// Begins an operation. Until the guard is dropped, a drain waits for it.
     #[inline(always)]
     pub fn enter(&mut self) -> InFlight<'_> {
-        let epoch = self.fabric.epoch.load(Ordering::Acquire);
-        self.slot.in_flight.store(epoch, Ordering::Relaxed);
+        // Before the barrier, or the pointers would be loaded twice.
+        let (fabric, slot) = (&*self.fabric, &*self.slot);
+        let epoch = fabric.epoch.load(Ordering::Acquire);
+        slot.in_flight.store(epoch, Ordering::Relaxed);
         self.barrier.light();
         InFlight {
-            fabric: &self.fabric,
-            slot: &self.slot,
+            fabric,
+            slot,
             not_send: PhantomData,
         }
     }
@@ -183,16 +193,13 @@ impl<'a> InFlight<'a> {
     /// that neither has happened.
     #[inline(always)]
     pub fn generation(&self) -> u64 {
-        self.fabric
-            .generation
-            .load(Ordering::Acquire)
-            .wrapping_add(self.slot.generation.load(Ordering::Acquire))
+        self.fabric.generation(self.slot)
     }
 
-    /// The journal of invalidated translations.
+    /// What is shared.
     #[inline(always)]
-    pub fn journal(&self) -> &'a Journal {
-        &self.fabric.journal
+    pub fn fabric(&self) -> &'a Fabric {
+        self.fabric
     }
 
     /// Changes with the [`generation`](Self::generation) and with the journal's
@@ -201,7 +208,7 @@ impl<'a> InFlight<'a> {
     /// The sum of counters that only grow.
     #[inline(always)]
     pub fn version(&self) -> u64 {
-        self.generation().wrapping_add(self.journal().head())
+        self.generation().wrapping_add(self.fabric.journal.head())
     }
 
     /// The registers.

@@ -65,8 +65,20 @@ impl Hit {
 #[derive(Clone, Copy, Debug)]
 struct Class {
     shift: u32,
+    /// The size − 1.
+    offset_mask: u64,
     /// The size bit and the epoch.
     key: u64,
+}
+
+impl Class {
+    const fn new(shift: u32, epoch: u64) -> Self {
+        Self {
+            shift,
+            offset_mask: (1 << shift) - 1,
+            key: 1 << (shift - 1) | epoch,
+        }
+    }
 }
 
 /// The places of the ones in `bits`, ascending.
@@ -82,8 +94,6 @@ pub(crate) fn each_bit(mut bits: u64) -> impl Iterator<Item = u8> {
 #[derive(Debug)]
 pub(crate) struct Cache {
     entries: Box<[Entry]>,
-    /// log2 of the number of entries.
-    bits: u32,
     /// The block size of the last hit or fill.
     hot: Class,
     /// Block sizes (bit n: 2^n bytes) that were filled in this epoch.
@@ -105,11 +115,7 @@ impl Cache {
         let len = entries.clamp(16, 1 << 24).next_power_of_two();
         Self {
             entries: vec![Entry::default(); len].into_boxed_slice(),
-            bits: len.trailing_zeros(),
-            hot: Class {
-                shift: MIN_SHIFT.into(),
-                key: 1 << (MIN_SHIFT - 1) | 1,
-            },
+            hot: Class::new(MIN_SHIFT as u32, 1),
             present: 0,
             epoch: 1,
             split: NOT_SPLIT,
@@ -121,27 +127,23 @@ impl Cache {
     }
 
     const fn class(&self, shift: u32) -> Class {
-        Class {
-            shift,
-            key: 1 << (shift - 1) | self.epoch,
-        }
+        Class::new(shift, self.epoch)
     }
 
-    /// Neighbouring blocks never share a place; the upper bits take part so that buffers at a
-    /// power-of-two distance don't all meet in one.
+    /// Neighbouring blocks never share a place (this is a permutation of any aligned run of them);
+    /// higher bits take part so that buffers at a power-of-two distance don't all meet in one.
     #[inline(always)]
     fn index(&self, class: Class, iova: u64) -> usize {
         let block = iova >> class.shift;
-        (block ^ block >> self.bits) as usize & (self.entries.len() - 1)
+        (block ^ block >> 9) as usize & (self.entries.len() - 1)
     }
 
     #[inline(always)]
     fn probe(&self, class: Class, iova: u64) -> Option<Hit> {
         let entry = self.entries[self.index(class, iova)];
-        let offset_mask = (1 << class.shift) - 1;
-        (entry.tag == iova & !offset_mask | class.key).then_some(Hit {
+        (entry.tag == iova & !class.offset_mask | class.key).then_some(Hit {
             value: entry.value,
-            offset_mask,
+            offset_mask: class.offset_mask,
         })
     }
 
@@ -172,11 +174,10 @@ impl Cache {
     /// Keeps the block of 2^`shift` bytes (12–63) around `iova`. `gpa` is where it begins.
     pub(crate) fn put(&mut self, iova: u64, shift: u8, gpa: u64, permissions: Permissions) {
         let class = self.class(shift.into());
-        let offset_mask = (1u64 << shift) - 1;
         let index = self.index(class, iova);
         self.entries[index] = Entry {
-            tag: iova & !offset_mask | class.key,
-            value: gpa & !offset_mask | u64::from(permissions.bits()),
+            tag: iova & !class.offset_mask | class.key,
+            value: gpa & !class.offset_mask | u64::from(permissions.bits()),
         };
         self.present |= 1 << shift;
         self.hot = class;

@@ -151,7 +151,7 @@ impl Iotlb {
     }
 
     /// Looks for `tag` in `set`; `None` if it isn't there, or the set was being written throughout.
-    #[inline]
+    #[inline(always)]
     fn find(&self, set: usize, key: &Key, tag: u64) -> Option<Found> {
         for _ in 0..ATTEMPTS {
             let sequence = self.sequences[set].load(Ordering::Acquire);
@@ -194,6 +194,7 @@ impl Iotlb {
 
     /// The leaf that maps `iova`, if it is cached, allows what is `needed` and was not invalidated by
     /// what `journal` says up to `head`.
+    #[inline(always)]
     pub(crate) fn lookup(
         &self,
         journal: &Journal,
@@ -243,6 +244,7 @@ impl Iotlb {
 
     /// Keeps what a walk has found; `head` is the journal's, loaded before the walk began. Does
     /// nothing if somebody else writes the same set.
+    #[inline(always)]
     pub(crate) fn fill(&self, head: u64, key: &Key, walked: &Walked) {
         let Walked { leaf, permissions } = walked;
         let tag = Self::tag(leaf.iova, leaf.shift);

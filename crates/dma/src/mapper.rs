@@ -1,5 +1,6 @@
 //! A requester's way through DMA remapping.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 use core::ops::Deref;
@@ -15,7 +16,7 @@ use crate::fault::{MASTER_ABORT, Reason};
 use crate::iotlb::{Iotlb, Key};
 use crate::ranges::{AddressClass, classify, classify_untranslated};
 use crate::request::{Access, Bypass, Permissions, Request, RequestKind, Span, Target};
-use crate::translate::{last_address, translate_by};
+use crate::translate::{fault, last_address, translate_by};
 use crate::walk::walk;
 
 /// The DMA side of one requester handle: one function and one thread.
@@ -108,6 +109,13 @@ impl core::error::Error for Cause {}
 /// Log while this lives: after a COMPLETION_WAIT no event of an older translation appears.
 #[derive(Debug)]
 pub struct Failed<'a> {
+    failure: Box<Failure>,
+    in_flight: InFlight<'a>,
+}
+
+/// Why a DMA request fails, and its event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
     /// Why.
     pub cause: Cause,
     /// What to log; `None` where the specification logs nothing.
@@ -115,7 +123,6 @@ pub struct Failed<'a> {
     /// Only the first event of this device is logged (DTE.SE), see
     /// [`Fault::suppress_after_first`](crate::Fault::suppress_after_first).
     pub suppress_after_first: bool,
-    in_flight: InFlight<'a>,
 }
 
 impl Failed<'_> {
@@ -125,21 +132,11 @@ impl Failed<'_> {
     }
 }
 
-/// A failure before it is tied to its operation.
-struct Failure {
-    cause: Cause,
-    event: Option<Event>,
-    suppress_after_first: bool,
-}
+impl Deref for Failed<'_> {
+    type Target = Failure;
 
-impl Failure {
-    fn within(self, in_flight: InFlight<'_>) -> Failed<'_> {
-        Failed {
-            cause: self.cause,
-            event: self.event,
-            suppress_after_first: self.suppress_after_first,
-            in_flight,
-        }
+    fn deref(&self) -> &Failure {
+        &self.failure
     }
 }
 
@@ -186,7 +183,7 @@ impl Mapper {
     /// # Errors
     ///
     /// [`Failed`] if the access must not happen.
-    #[inline]
+    #[inline(always)]
     pub fn translate<M: PhysMemory + ?Sized>(
         &mut self,
         memory: &M,
@@ -200,7 +197,7 @@ impl Mapper {
                 piece,
                 _in_flight: in_flight,
             }),
-            Err(failure) => Err(failure.within(in_flight)),
+            Err(failure) => Err(Failed { failure, in_flight }),
         }
     }
 
@@ -234,7 +231,7 @@ impl Mapper {
                     // The first piece was refused unless all of them fit into the address space.
                     iova += piece.len;
                 }
-                Err(failure) => return Err(failure.within(in_flight)),
+                Err(failure) => return Err(Failed { failure, in_flight }),
             }
         }
     }
@@ -249,39 +246,42 @@ impl State {
         iova: u64,
         len: u64,
         access: Access,
-    ) -> Result<Piece, Failure> {
+    ) -> Result<Piece, Box<Failure>> {
+        // An access into one block, as nearly all are. Whatever else there is goes the long way: a
+        // length of 0, for which the subtraction wraps, or more than the block.
         if in_flight.version() == self.version
             && let Some(hit) = self.cache.get_hot(iova)
             && hit.allows(access.needs())
+            && len.wrapping_sub(1) < hit.reach(iova)
         {
-            let reach = hit.reach(iova);
-            // A request beyond the address space fails as a whole.
-            if len <= reach || iova.checked_add(len - 1).is_some() {
-                return Ok(Piece {
-                    gpa: hit.gpa(iova),
-                    len: len.min(reach),
-                    permissions: hit.permissions(),
-                });
-            }
+            return Ok(Piece {
+                gpa: hit.gpa(iova),
+                len,
+                permissions: hit.permissions(),
+            });
         }
-        self.slow(in_flight, memory, iova, len, access)
+        // Not the guard itself: it stays in registers.
+        core::hint::cold_path();
+        let (fabric, slot) = (in_flight.fabric(), in_flight.slot());
+        self.slow(fabric, slot, memory, iova, len, access)
     }
 
     /// Everything but a hit of the size that was hit last.
-    #[cold]
+    // Not marked cold: that would have it compiled for size, at half the speed.
     #[inline(never)]
     fn slow<M: PhysMemory + ?Sized>(
         &mut self,
-        in_flight: &InFlight<'_>,
+        fabric: &Fabric,
+        slot: &Slot,
         memory: &M,
         iova: u64,
         len: u64,
         access: Access,
-    ) -> Result<Piece, Failure> {
-        self.sync(in_flight);
+    ) -> Result<Piece, Box<Failure>> {
+        self.sync(fabric, slot);
         let needed = access.needs();
         let request = Request {
-            device_id: in_flight.device_id(),
+            device_id: slot.device_id(),
             iova,
             len,
             access,
@@ -296,11 +296,11 @@ impl State {
                 permissions: hit.permissions(),
             });
         }
-        let dte = match self.dte {
+        let dte = match &self.dte {
             Some(dte) => dte,
-            None => *self
+            None => self
                 .dte
-                .insert(read_dte(in_flight.view(), memory, &request, self.va_bits)?),
+                .insert(read_dte(&fabric.view, memory, &request, self.va_bits)?),
         };
         // Ask for as much as there is, to see how far the answer reaches.
         let whole = Request {
@@ -311,8 +311,8 @@ impl State {
             },
             ..request
         };
-        let Self { iotlb, head, .. } = self;
-        let journal = in_flight.journal();
+        let (iotlb, head) = (&self.iotlb, self.head);
+        let journal = &fabric.journal;
         let result = translate_by(
             &dte.context,
             dte.q0,
@@ -320,35 +320,38 @@ impl State {
             &whole,
             |table, iova, needed| {
                 let key = Key::new(table, None);
-                if let Some(walked) = iotlb.lookup(journal, *head, &key, iova, needed) {
+                if let Some(walked) = iotlb.lookup(journal, head, &key, iova, needed) {
                     return Ok(walked);
                 }
                 let walked = walk(memory, table, iova, needed)?;
-                iotlb.fill(*head, &key, &walked);
+                iotlb.fill(head, &key, &walked);
                 Ok(walked)
             },
         );
         match result {
             Ok(span) => {
-                self.keep(&dte, &span);
+                keep(&mut self.cache, dte, &span);
                 Ok(Piece {
                     gpa: span.gpa,
                     len: len.min(span.len),
                     permissions: span.permissions,
                 })
             }
-            Err(fault) => Err(Failure {
-                cause: Cause::Translation(fault.reason),
-                event: fault.event,
-                suppress_after_first: fault.suppress_after_first,
-            }),
+            Err(reason) => {
+                let fault = fault(&dte.context, dte.q0, dte.q1, &request, reason);
+                Err(Box::new(Failure {
+                    cause: Cause::Translation(reason),
+                    event: fault.event,
+                    suppress_after_first: fault.suppress_after_first,
+                }))
+            }
         }
     }
 
     /// Drops what was invalidated since the last operation.
-    fn sync(&mut self, in_flight: &InFlight<'_>) {
-        let generation = in_flight.generation();
-        let journal = in_flight.journal();
+    fn sync(&mut self, fabric: &Fabric, slot: &Slot) {
+        let generation = fabric.generation(slot);
+        let journal = &fabric.journal;
         let head = journal.head();
         if generation != self.generation {
             self.dte = None;
@@ -377,44 +380,48 @@ impl State {
         self.head = head;
         self.version = generation.wrapping_add(head);
     }
+}
 
-    /// Keeps the largest naturally aligned block around the span's first byte in which every address
-    /// is treated like it.
-    fn keep(&mut self, dte: &Dte, span: &Span) {
-        let iova = span.iova;
-        // As `WalkContext` and `classify` say: without a DTE only the MSI window is special.
-        let class_of = |address| {
-            if dte.context.iommu_enabled && dte.q0.v() {
-                classify(&dte.context, dte.q1.ex(), address)
-            } else {
-                classify_untranslated(address)
-            }
-        };
-        let largest = match span.target {
-            Target::Page(leaf) => leaf.shift,
-            // It depends on the kind of access.
-            Target::Identity(Bypass::Forwarded | Bypass::PreTranslated) => return,
-            Target::Identity(_) => 63,
-        };
-        let (class, _) = class_of(iova);
-        if !matches!(class, AddressClass::Memory | AddressClass::Excluded) {
-            return;
+/// Keeps the largest naturally aligned block around the span's first byte in which every address
+/// is treated like it.
+#[inline(always)]
+fn keep(cache: &mut Cache, dte: &Dte, span: &Span) {
+    let iova = span.iova;
+    // As `WalkContext` and `classify` say: without a DTE only the MSI window is special.
+    let class_of = |address| {
+        if dte.context.iommu_enabled && dte.q0.v() {
+            classify(&dte.context, dte.q1.ex(), address)
+        } else {
+            classify_untranslated(address)
         }
-        let last = iova + (span.len - 1);
-        for shift in (12..=largest).rev() {
-            let offset_mask = (1u64 << shift) - 1;
-            let first = iova & !offset_mask;
-            let (first_class, end) = class_of(first);
-            if iova | offset_mask <= last && first_class == class && end >= iova {
-                let gpa = span.gpa.wrapping_sub(iova - first);
-                self.cache.put(iova, shift, gpa, span.permissions);
-                if let Target::Page(leaf) = span.target
-                    && shift < leaf.shift
-                {
-                    self.cache.is_part_of(leaf.iova, leaf.last());
-                }
-                return;
+    };
+    let largest = match span.target {
+        Target::Page(leaf) => leaf.shift,
+        // It depends on the kind of access.
+        Target::Identity(Bypass::Forwarded | Bypass::PreTranslated) => return,
+        Target::Identity(_) => 63,
+    };
+    let (class, _) = class_of(iova);
+    if !matches!(class, AddressClass::Memory | AddressClass::Excluded) {
+        return;
+    }
+    let last = iova + (span.len - 1);
+    for shift in (12..=largest).rev() {
+        let offset_mask = (1u64 << shift) - 1;
+        let first = iova & !offset_mask;
+        if iova | offset_mask > last {
+            continue;
+        }
+        let (first_class, end) = class_of(first);
+        if first_class == class && end >= iova {
+            let gpa = span.gpa.wrapping_sub(iova - first);
+            cache.put(iova, shift, gpa, span.permissions);
+            if let Target::Page(leaf) = span.target
+                && shift < leaf.shift
+            {
+                cache.is_part_of(leaf.iova, leaf.last());
             }
+            return;
         }
     }
 }
@@ -425,7 +432,7 @@ fn read_dte<M: PhysMemory + ?Sized>(
     memory: &M,
     request: &Request,
     va_bits: u8,
-) -> Result<Dte, Failure> {
+) -> Result<Dte, Box<Failure>> {
     let control = view.control();
     let [base, limit] = view.exclusion();
     // Under SNP the same registers hold the range of completion stores.
@@ -445,10 +452,12 @@ fn read_dte<M: PhysMemory + ?Sized>(
     }
     let device_id = request.device_id;
     let rw = request.access.writes();
-    let failure = |cause, event: Event| Failure {
-        cause,
-        event: Some(event),
-        suppress_after_first: false,
+    let failure = |cause, event: Event| {
+        Box::new(Failure {
+            cause,
+            event: Some(event),
+            suppress_after_first: false,
+        })
     };
     let gpa = dtab::locate(view, device_id).map_err(|_| {
         let event = IoPageFault::new()

@@ -28,28 +28,45 @@ pub fn translate<M: PhysMemory + ?Sized>(
     request: &Request,
     memory: &M,
 ) -> Result<Span, Fault> {
-    translate_by(context, q0, q1, request, |table, iova, needed| {
+    let result = translate_by(context, q0, q1, request, |table, iova, needed| {
         walk(memory, table, iova, needed)
-    })
+    });
+    result.map_err(|reason| fault(context, q0, q1, request, reason))
 }
 
 /// [`translate`] with the page tables behind a function: from a table, an IOVA and the permissions
 /// that are needed there to the leaf, with the permissions of the table's levels alone.
-#[inline]
+#[inline(always)]
 pub(crate) fn translate_by(
     context: &WalkContext,
     q0: DteQ0,
     q1: DteQ1,
     request: &Request,
     walk: impl FnOnce(Table, u64, Permissions) -> Result<Walked, Reason>,
-) -> Result<Span, Fault> {
+) -> Result<Span, Reason> {
     if !context.iommu_enabled {
         return disabled(request);
     }
     if !q0.v() {
-        return resolve_invalid_dte(request).map_err(|reason| reason.fault(request, None));
+        return resolve_invalid_dte(request);
     }
-    resolve(context, q0, q1, request, walk).map_err(|reason| reason.fault(request, Some(q1)))
+    resolve(context, q0, q1, request, walk)
+}
+
+/// The fault that [`translate_by`] has found the reason of.
+#[cold]
+pub(crate) fn fault(
+    context: &WalkContext,
+    q0: DteQ0,
+    q1: DteQ1,
+    request: &Request,
+    reason: Reason,
+) -> Fault {
+    if !context.iommu_enabled {
+        reason.unlogged()
+    } else {
+        reason.fault(request, q0.v().then_some(q1))
+    }
 }
 
 /// The last address of the request, or that of its only byte.
@@ -99,14 +116,15 @@ fn in_msi_window(request: &Request) -> Reason {
 }
 
 /// IommuEn=0: everything passes and nothing is logged. The MSI window is no memory even then.
-fn disabled(request: &Request) -> Result<Span, Fault> {
-    last_address(request).map_err(Reason::unlogged)?;
+fn disabled(request: &Request) -> Result<Span, Reason> {
+    last_address(request)?;
     if request.kind == RequestKind::TranslationRequest {
-        let reason = Reason::InvalidRequest(InvalidRequestType::TranslationDisabled);
-        return Err(reason.unlogged());
+        return Err(Reason::InvalidRequest(
+            InvalidRequestType::TranslationDisabled,
+        ));
     }
     match classify_untranslated(request.iova) {
-        (AddressClass::MsiWindow, _) => Err(in_msi_window(request).unlogged()),
+        (AddressClass::MsiWindow, _) => Err(in_msi_window(request)),
         (_, last) => Ok(identity(
             request,
             last,
@@ -147,6 +165,7 @@ fn check_ats(request: &Request, allowed: bool) -> Result<(), Reason> {
 
 /// V=1, in the order of the specification's rules: the entry itself, what the address means, then
 /// translation.
+#[inline(always)]
 fn resolve(
     context: &WalkContext,
     q0: DteQ0,
