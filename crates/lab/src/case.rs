@@ -43,6 +43,8 @@ pub enum Step {
     },
     /// The guest's CPU puts commands into the ring and moves the tail.
     Commands(Vec<[u64; 2]>),
+    /// The guest writes the control register.
+    Control(Control),
     /// Four bytes of DMA.
     Dma {
         /// Who.
@@ -88,8 +90,24 @@ pub enum Outcome {
     Delivered(Message),
     /// An interrupt was not delivered.
     Blocked,
-    /// Head of the command ring after the commands.
+    /// Head of the command ring after commands or a write of the control register.
     Head(u64),
+}
+
+impl Outcome {
+    /// In a word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "store",
+            Self::Landed(_) => "DMA landed at the same address",
+            Self::Elsewhere => "DMA landed elsewhere",
+            Self::Aborted => "DMA aborted",
+            Self::Interrupt => "DMA is an interrupt",
+            Self::Delivered(_) => "the same interrupt delivered",
+            Self::Blocked => "interrupt blocked",
+            Self::Head(_) => "head of the command ring",
+        }
+    }
 }
 
 /// An interrupt as it is delivered.
@@ -194,6 +212,15 @@ impl Case {
             .unwrap_or(0)
     }
 
+    /// The control register before step `step`.
+    pub fn control(&self, step: usize) -> Control {
+        let written = self.steps[..step].iter().rev().find_map(|step| match step {
+            Step::Control(control) => Some(*control),
+            _ => None,
+        });
+        written.unwrap_or(self.control)
+    }
+
     /// The message that a step sends, and who sends it.
     pub fn message(&self, step: usize) -> Option<(Device, Msi)> {
         match self.steps[step] {
@@ -259,6 +286,7 @@ impl fmt::Display for Step {
                 }
                 Ok(())
             }
+            Self::Control(control) => write!(f, "control {:#x}", control.into_bits()),
             Self::Dma {
                 device,
                 iova,

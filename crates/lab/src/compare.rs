@@ -147,7 +147,7 @@ impl<'a> Difference<'a> {
             Step::Dma { device, .. } => device,
             Step::Msi { .. } => Device::Edu,
             Step::Pin { .. } => Device::Ioapic,
-            Step::Store { .. } | Step::Commands(_) => return None,
+            Step::Store { .. } | Step::Commands(_) | Step::Control(_) => return None,
         };
         Some((device, self.case.dte(device, i)))
     }

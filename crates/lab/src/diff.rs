@@ -94,6 +94,7 @@ fn many(args: &Args) -> Result<bool> {
     let mut ours = Ours::new();
     let mut theirs = Theirs::start(&args.qemu, false)?;
     let mut fired: BTreeMap<usize, u64> = BTreeMap::new();
+    let mut agreed: BTreeMap<&'static str, u64> = BTreeMap::new();
     let mut kinds: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     let (mut failed, mut requests, mut next) = (0, 0, 0);
     while next < args.cases {
@@ -109,6 +110,11 @@ fn many(args: &Args) -> Result<bool> {
         }
         let answers = theirs.run(&cases)?;
         for (((case, expected), mine), other) in cases.iter().zip(&observed).zip(&answers) {
+            for (a, b) in mine.steps.iter().zip(&other.steps) {
+                if a.outcome == b.outcome {
+                    *agreed.entry(a.outcome.name()).or_default() += 1;
+                }
+            }
             let mut again;
             let mut unexplained = judge(case, mine, other, &mut fired);
             if !unexplained.is_empty() {
@@ -145,6 +151,10 @@ fn many(args: &Args) -> Result<bool> {
     }
     for (kind, (count, first)) in &kinds {
         println!("  {count:>8}  {kind}; first in case {first}");
+    }
+    println!("agreed on:");
+    for (outcome, count) in &agreed {
+        println!("  {count:>8}  {outcome}");
     }
     let stale = summary(args, &fired);
     println!("{} passed, {failed} failed", args.cases - failed);

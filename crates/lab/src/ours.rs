@@ -91,6 +91,11 @@ impl Ours {
                 self.submit(case, tail, list);
                 (Outcome::Head(self.read(offset::COMMAND_HEAD)), None)
             }
+            Step::Control(control) => {
+                self.write(offset::CONTROL, control.into_bits());
+                while self.iommu.run_commands() {}
+                (Outcome::Head(self.read(offset::COMMAND_HEAD)), None)
+            }
             Step::Dma {
                 device,
                 iova,

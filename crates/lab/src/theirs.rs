@@ -12,7 +12,7 @@ use crate::layout::{
 };
 use crate::qtest::{self, MAX_LINES, Qtest, Script};
 use crate::setup::{self, invalidate_everything};
-use amdvi_regs::mmio::offset;
+use amdvi_regs::mmio::{Control, offset};
 
 /// QEMU's IOMMU is always here.
 const MMIO: u64 = 0xfed8_0000;
@@ -261,8 +261,8 @@ impl Theirs {
         // QEMU logs events for what it finds in an entry that is invalidated.
         let first_event = script.read64(MMIO + offset::EVENT_TAIL);
         let mut steps = Vec::new();
-        for (step, expected) in case.steps.iter().zip(expected) {
-            let kind = self.step(&mut script, case, step, *expected, &mut tail, &mut dirty);
+        for (i, expected) in expected.iter().enumerate() {
+            let kind = self.step(&mut script, case, i, *expected, &mut tail, &mut dirty);
             let event_tail = script.read64(MMIO + offset::EVENT_TAIL);
             steps.push(Probe { kind, event_tail });
         }
@@ -295,12 +295,12 @@ impl Theirs {
         &self,
         script: &mut Script,
         case: &Case,
-        step: &Step,
+        i: usize,
         expected: Option<u64>,
         tail: &mut u64,
         dirty: &mut Vec<u64>,
     ) -> Kind {
-        match *step {
+        match case.steps[i] {
             Step::Store { gpa, value } => {
                 script.write64(gpa, value);
                 dirty.push(gpa);
@@ -310,12 +310,17 @@ impl Theirs {
                 submit(script, case, tail, list);
                 Kind::Head(script.read64(MMIO + offset::COMMAND_HEAD))
             }
+            Step::Control(control) => {
+                script.write64(MMIO + offset::CONTROL, control.into_bits());
+                Kind::Head(script.read64(MMIO + offset::COMMAND_HEAD))
+            }
             Step::Dma {
                 device,
                 iova,
                 write,
                 target,
             } => {
+                let control = case.control(i);
                 let gpa = expected.unwrap_or(target);
                 if is_ram(gpa) {
                     dirty.push(gpa);
@@ -323,7 +328,7 @@ impl Theirs {
                 if device == Device::Testdev {
                     testdev_write(script, iova, gpa)
                 } else {
-                    edu_dma(script, case, iova, write, gpa)
+                    edu_dma(script, control, iova, write, gpa)
                 }
             }
             Step::Msi { address, data } => {
@@ -501,17 +506,19 @@ fn edu_transfer(script: &mut Script, iova: u64, write: bool) {
     script.push(format_args!("clock_step {EDU_DELAY_NS}"));
 }
 
-/// Does `transfer` with the IOMMU off.
-fn untranslated(script: &mut Script, case: &Case, transfer: impl FnOnce(&mut Script)) {
+/// Does `transfer` with the IOMMU off; `control` is what it is otherwise.
+fn untranslated(script: &mut Script, control: Control, transfer: impl FnOnce(&mut Script)) {
     script.write64(MMIO + offset::CONTROL, 0);
     transfer(script);
-    script.write64(MMIO + offset::CONTROL, case.control.into_bits());
+    script.write64(MMIO + offset::CONTROL, control.into_bits());
 }
 
-fn edu_dma(script: &mut Script, case: &Case, iova: u64, write: bool, gpa: u64) -> Kind {
+fn edu_dma(script: &mut Script, control: Control, iova: u64, write: bool, gpa: u64) -> Kind {
     if write {
         script.write32(SCRATCH, EDU_DATA);
-        untranslated(script, case, |script| edu_transfer(script, SCRATCH, false));
+        untranslated(script, control, |script| {
+            edu_transfer(script, SCRATCH, false)
+        });
         if is_ram(gpa) {
             script.write32(gpa, 0);
         }
@@ -523,7 +530,9 @@ fn edu_dma(script: &mut Script, case: &Case, iova: u64, write: bool, gpa: u64) -
             script.write32(gpa, EDU_DATA);
         }
         edu_transfer(script, iova, false);
-        untranslated(script, case, |script| edu_transfer(script, SCRATCH, true));
+        untranslated(script, control, |script| {
+            edu_transfer(script, SCRATCH, true)
+        });
         let found = script.read32(SCRATCH);
         if is_ram(gpa) {
             script.write32(gpa, 0);

@@ -1,49 +1,13 @@
-//! Random cases: well-formed tables with, now and then, one thing wrong.
+//! Cases about DMA: device table entries, page tables, requests, changes and invalidations.
 
-use std::collections::BTreeMap;
-
-use amdvi_regs::command::{CompletionWait, InvalidateInterruptTable, InvalidateIommuPages};
 use amdvi_regs::dte::{Dte, DteQ0, DteQ1, DteQ2, DteQ3};
-use amdvi_regs::irte::{Irte32, Irte128Hi, Irte128Lo};
 use amdvi_regs::pte::{HostPte, level_shift};
 
-use crate::case::{Case, Step};
-use crate::layout::{Device, EMPTY_TABLE, HIGH_RAM, IRT, NOWHERE, STORE, STORE_WORDS, TABLES};
-use crate::rng::Rng;
-use crate::setup::{control, invalidate_everything, words};
-
-/// The case of `number` in the run with `seed`.
-pub fn case(seed: u64, number: u64) -> Case {
-    let rng = Rng::for_case(seed, number);
-    let mut generator = Generator {
-        rng,
-        case: Case {
-            number,
-            control: control(),
-            device_table_size: 1,
-            ring_length: 8,
-            ring_start: 0,
-            memory: BTreeMap::new(),
-            steps: Vec::new(),
-        },
-        tables: 0,
-    };
-    generator.ring();
-    match generator.rng.below(100) {
-        0..45 => generator.dma(),
-        45..55 => generator.remapping_changes(),
-        55..85 => generator.interrupts(),
-        _ => generator.commands(),
-    }
-    generator.case
-}
-
-struct Generator {
-    rng: Rng,
-    case: Case,
-    /// Page table pages in use.
-    tables: u64,
-}
+use super::Generator;
+use super::commands::pages;
+use crate::case::Step;
+use crate::layout::{Device, EMPTY_TABLE, NOWHERE};
+use crate::setup::invalidate_everything;
 
 /// A mapped page: an IOVA in it and where that leads.
 #[derive(Clone, Copy)]
@@ -56,50 +20,7 @@ struct Mapping {
 }
 
 impl Generator {
-    fn ring(&mut self) {
-        let rng = &mut self.rng;
-        self.case.ring_length = if rng.percent(80) { 8 } else { 8 + rng.below(5) };
-        let slots = 1 << self.case.ring_length;
-        // Near the end often, so that it wraps within the case.
-        let slot = if rng.percent(50) {
-            slots - 1 - rng.below(24)
-        } else {
-            rng.below(slots)
-        };
-        self.case.ring_start = slot * 16;
-        if rng.percent(3) {
-            self.case.device_table_size = 0;
-        }
-    }
-
-    fn put(&mut self, gpa: u64, value: u64) {
-        self.case.memory.insert(gpa, value);
-    }
-
-    fn put_dte(&mut self, device: Device, dte: Dte) {
-        for (i, word) in dte.words().into_iter().enumerate() {
-            self.put(device.dte() + 8 * i as u64, word);
-        }
-    }
-
-    fn table_page(&mut self) -> u64 {
-        self.tables += 1;
-        TABLES + (self.tables - 1) * 0x1000
-    }
-
-    /// A multiple of 4 in RAM, away from everything else.
-    fn target(&mut self) -> u64 {
-        let rng = &mut self.rng;
-        if rng.percent(20) {
-            HIGH_RAM.start + rng.below(0x2000_0000) * 4
-        } else {
-            0x1000_0000 + rng.below(0x1800_0000) * 4
-        }
-    }
-
-    // ---- DMA ----
-
-    fn dma(&mut self) {
+    pub(super) fn dma(&mut self) {
         let mut mapped = Vec::new();
         let shared = self.rng.percent(30);
         let mut first: Option<(Dte, Vec<Mapping>)> = None;
@@ -364,7 +285,7 @@ impl Generator {
     }
 
     /// Access, change of a table or DTE, an invalidation or none, access again.
-    fn remapping_changes(&mut self) {
+    pub(super) fn remapping_changes(&mut self) {
         let mode = 1 + self.rng.below(6) as u8;
         let domain = 1 + self.rng.below(2) as u16;
         let (dte, mappings) = self.translated(mode, domain);
@@ -372,15 +293,22 @@ impl Generator {
             self.put_dte(device, dte);
         }
         let mapping = self.rng.pick(&mappings);
-        let device = self.rng.pick(&[Device::Testdev, Device::Edu]);
-        let write = device == Device::Testdev || self.rng.percent(50);
-        let access = |target| Step::Dma {
-            device,
-            iova: mapping.iova,
-            write,
-            target,
+        // Both functions are in the domain: what one of them caches the other may find.
+        let mut accesses = Vec::new();
+        for _ in 0..1 + self.rng.below(3) {
+            let device = self.rng.pick(&[Device::Testdev, Device::Edu]);
+            accesses.push(Step::Dma {
+                device,
+                iova: mapping.iova,
+                write: device == Device::Testdev || self.rng.percent(50),
+                target: mapping.target,
+            });
+        }
+        let device = match accesses[0] {
+            Step::Dma { device, .. } => device,
+            _ => Device::Edu,
         };
-        let mut steps = vec![access(mapping.target)];
+        let mut steps = accesses.clone();
         let rng = &mut self.rng;
         let invalidation = if rng.percent(70) {
             // The leaf changes.
@@ -400,13 +328,21 @@ impl Generator {
                 gpa: mapping.leaf,
                 value: new.into_bits(),
             });
-            match rng.below(5) {
+            match rng.below(8) {
                 0 => pages(domain, 0, true),
                 1 => pages(domain, mapping.iova & !0xfff, false),
                 2 => pages(domain, 0x7fff_ffff_ffff_f000, true),
                 // Another domain.
                 3 => pages(domain + 1, 0x7fff_ffff_ffff_f000, true),
-                _ => invalidate_everything(),
+                4 => invalidate_everything(),
+                // A range of any size, near the page.
+                _ => {
+                    let shift = 13 + rng.below(40);
+                    let other = 1 << rng.below(52);
+                    let near = mapping.iova ^ rng.pick(&[0, other]);
+                    let start = near & !((1 << shift) - 1);
+                    pages(domain, start | ((1 << (shift - 1)) - 1), true)
+                }
             }
         } else {
             let kind = rng.below(5);
@@ -436,251 +372,7 @@ impl Generator {
         if rng.percent(80) {
             steps.push(Step::Commands(invalidation));
         }
-        steps.push(access(mapping.target));
+        steps.extend(accesses);
         self.case.steps = steps;
-    }
-
-    // ---- interrupts ----
-
-    fn interrupts(&mut self) {
-        let rng = &mut self.rng;
-        self.case.control.set_ga_en(rng.percent(60));
-        let ga = self.case.control.ga_en();
-        self.case.control.set_xt_en(ga && rng.percent(60));
-        let mut dte = Dte {
-            q2: DteQ2::new()
-                .with_iv(rng.percent(92))
-                .with_int_tab_len(match rng.below(100) {
-                    0..6 => rng.below(16),
-                    6..20 => rng.below(9),
-                    _ => 9 + rng.below(3),
-                } as u8)
-                .with_ig(rng.percent(10))
-                .with_int_tab_root(IRT >> 6)
-                .with_init_pass(rng.percent(50))
-                .with_eint_pass(rng.percent(50))
-                .with_nmi_pass(rng.percent(50))
-                .with_lint0_pass(rng.percent(20))
-                .with_lint1_pass(rng.percent(20))
-                .with_int_ctl(match rng.below(100) {
-                    0..5 => 0,
-                    5..10 => 1,
-                    10..14 => 3,
-                    _ => 2,
-                }),
-            ..Dte::default()
-        };
-        if rng.percent(60) {
-            dte.q0 = DteQ0::new().with_v(true).with_tv(rng.percent(50));
-        }
-        match rng.below(100) {
-            0..3 => dte.q2 = DteQ2::from_bits(dte.q2.into_bits() | rng.bit_of(!0)),
-            3..4 => dte.q3 = DteQ3::from_bits(rng.bit_of(!0)),
-            4..5 => dte.q0 = DteQ0::from_bits(dte.q0.into_bits() | rng.bit_of(!0)),
-            5..6 => dte.q2.set_int_tab_root(NOWHERE >> 6),
-            _ => {}
-        }
-        for device in [Device::Edu, Device::Ioapic] {
-            self.put_dte(device, dte);
-        }
-        for _ in 0..1 + self.rng.below(4) {
-            let step = self.interrupt(dte.q2.int_tab_len(), ga);
-            self.case.steps.push(step);
-            if self.rng.percent(10) {
-                let command = InvalidateInterruptTable::new().with_device_id(Device::Edu.id().0);
-                let command = words(command.into_bits());
-                self.case.steps.push(Step::Commands(vec![command]));
-            }
-        }
-    }
-
-    fn interrupt(&mut self, length: u8, ga: bool) -> Step {
-        let rng = &mut self.rng;
-        let kind = match rng.below(100) {
-            0..60 => 0,
-            60..80 => 1,
-            _ => rng.below(8),
-        };
-        // Within the table mostly. The low bit of the type is an index bit too.
-        let low = if rng.percent(85) {
-            rng.below(1 << length.min(8))
-        } else {
-            rng.below(256)
-        };
-        let index = kind << 8 | low;
-        self.irte(index, ga);
-        let rng = &mut self.rng;
-        if rng.percent(25) {
-            // Edge-triggered, unmasked; the destination has eight bits. Not ExtINT, for which the
-            // IOAPIC asks the 8259 for a vector.
-            let index = if kind == 7 { low } else { index };
-            let rte = rng.below(256) << 56 | rng.below(2) << 11 | index;
-            return Step::Pin {
-                // Pin 0 is wired to the timer's.
-                pin: 3 + rng.below(21) as u8,
-                rte,
-            };
-        }
-        let mut address = 0xfee0_0000 | (rng.below(256) << 12) as u32;
-        if rng.percent(20) {
-            address |= (rng.below(4) << 2) as u32;
-        }
-        let trigger = if rng.percent(25) {
-            rng.below(4) << 14
-        } else {
-            0
-        };
-        Step::Msi {
-            address,
-            data: (index | trigger) as u16,
-        }
-    }
-
-    fn irte(&mut self, index: u64, ga: bool) {
-        let rng = &mut self.rng;
-        let int_type = match rng.below(100) {
-            0..60 => 0,
-            60..90 => 1,
-            _ => rng.below(8),
-        } as u8;
-        let (remap, quiet, eoi) = (rng.percent(92), rng.percent(15), rng.percent(10));
-        let (logical, guest) = (rng.percent(30), rng.percent(3));
-        let (vector, noise) = (rng.below(256) as u8, rng.percent(5));
-        let destination = rng.next() as u32;
-        if ga {
-            let mut low = Irte128Lo::new()
-                .with_remap_en(remap)
-                .with_sup_iopf(quiet)
-                .with_int_type(int_type)
-                .with_rq_eoi(eoi)
-                .with_dm(logical)
-                .with_guest_mode(guest)
-                .with_destination_lo(destination & 0xff_ffff)
-                .into_bits();
-            let mut high = Irte128Hi::new()
-                .with_vector(vector)
-                .with_destination_hi((destination >> 24) as u8)
-                .into_bits();
-            if noise {
-                low |= rng.bit_of(Irte128Lo::RESERVED);
-                high |= rng.bit_of(Irte128Hi::RESERVED);
-            }
-            self.put(IRT + index * 16, low);
-            self.put(IRT + index * 16 + 8, high);
-        } else {
-            let mut entry = Irte32::new()
-                .with_remap_en(remap)
-                .with_sup_iopf(quiet)
-                .with_int_type(int_type)
-                .with_rq_eoi(eoi)
-                .with_dm(logical)
-                .with_guest_mode(guest)
-                .with_destination(destination as u8)
-                .with_vector(vector)
-                .into_bits();
-            if noise {
-                entry |= rng.bit_of(Irte32::RESERVED.into()) as u32;
-            }
-            let gpa = IRT + index * 4;
-            let shift = 8 * (gpa & 4);
-            let word = self.case.memory.get(&(gpa & !7)).copied().unwrap_or(0);
-            let word = word & !(0xffff_ffff << shift) | u64::from(entry) << shift;
-            self.put(gpa & !7, word);
-        }
-    }
-
-    // ---- commands ----
-
-    fn commands(&mut self) {
-        for _ in 0..1 + self.rng.below(3) {
-            let list = (0..1 + self.rng.below(16))
-                .map(|_| self.command())
-                .collect();
-            self.case.steps.push(Step::Commands(list));
-        }
-    }
-
-    fn command(&mut self) -> [u64; 2] {
-        let rng = &mut self.rng;
-        let mut command = match rng.below(100) {
-            0..50 => {
-                let address = if rng.percent(98) {
-                    STORE + 8 * rng.below(STORE_WORDS)
-                } else {
-                    NOWHERE
-                };
-                words(
-                    CompletionWait::new()
-                        .with_s(rng.percent(90))
-                        .with_i(rng.percent(10))
-                        .with_f(rng.percent(20))
-                        .with_store_address_8(address >> 3)
-                        .with_store_data(rng.next())
-                        .into_bits(),
-                )
-            }
-            50..65 => pages(rng.below(8) as u16, rng.next() & !0xfff, rng.percent(50))[0],
-            65..75 => rng.pick(&invalidate_everything()),
-            75..85 => words(
-                InvalidateInterruptTable::new()
-                    .with_device_id(rng.next() as u16)
-                    .into_bits(),
-            ),
-            // Any opcode.
-            85..87 => [rng.below(16) << 60, 0],
-            // The end of an empty ring slot that was never written.
-            _ => words(CompletionWait::new().into_bits()),
-        };
-        if rng.percent(1) {
-            let word = rng.below(2) as usize;
-            command[word] |= rng.bit_of(!0);
-        }
-        command
-    }
-}
-
-/// INVALIDATE_IOMMU_PAGES, with directory entries, and a COMPLETION_WAIT.
-fn pages(domain: u16, address: u64, sized: bool) -> Vec<[u64; 2]> {
-    vec![
-        words(
-            InvalidateIommuPages::new()
-                .with_domain_id(domain)
-                .with_address_page(address >> 12)
-                .with_s(sized)
-                .with_pde(true)
-                .into_bits(),
-        ),
-        words(CompletionWait::new().into_bits()),
-    ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::layout::is_ram;
-
-    #[test]
-    fn a_case_follows_from_its_seed_and_number() {
-        for number in 0..200 {
-            assert_eq!(case(5, number).to_string(), case(5, number).to_string());
-        }
-        assert_ne!(case(5, 1).to_string(), case(6, 1).to_string());
-    }
-
-    #[test]
-    fn memory_is_words_in_ram_and_dma_is_aligned() {
-        for number in 0..5000 {
-            let case = case(1, number);
-            assert!(!case.steps.is_empty());
-            for &gpa in case.memory.keys() {
-                assert!(gpa % 8 == 0 && is_ram(gpa), "{gpa:#x}");
-            }
-            for step in &case.steps {
-                if let Step::Dma { iova, target, .. } = step {
-                    assert!(iova % 4 == 0 && target % 4 == 0);
-                    assert!(is_ram(*target));
-                }
-            }
-        }
     }
 }

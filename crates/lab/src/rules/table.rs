@@ -1,52 +1,17 @@
-//! The differences that are explained, each with who is right and why.
-//!
-//! "Section" is one of AMD publication 48882. A rule describes one behaviour and no more: it looks
-//! at the case and at both sides, so that another difference in the same place stays unexplained.
+//! The table.
 
+use super::look::*;
+use super::{Right, Rule};
 use amdvi_device::Abort;
 use amdvi_dma::{DteDefect, Reason};
 use amdvi_irt::FaultReason;
 use amdvi_regs::command::Command;
-use amdvi_regs::dte::{Dte, IntCtl};
-use amdvi_regs::msi::{DeliveryMode, MsiAddress, MsiData, is_msi_address};
-use amdvi_regs::pte::{HostPte, TABLE_ENTRIES, level_shift};
+use amdvi_regs::dte::IntCtl;
+use amdvi_regs::msi::DeliveryMode;
 
-use crate::case::{Case, Observation, Outcome, Refusal, Step};
-use crate::compare::{Difference, Field, Place};
+use crate::case::{Outcome, Refusal, Step};
+use crate::compare::{Field, Place};
 use crate::layout::{Device, is_ram};
-use crate::setup;
-
-/// Whose behaviour the specification asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Right {
-    /// Ours.
-    Ours,
-    /// QEMU's.
-    Theirs,
-    /// Both: the specification leaves it open, or the sides offer different features.
-    Both,
-}
-
-/// An explained difference.
-pub struct Rule {
-    /// Its name.
-    pub name: &'static str,
-    /// Who is right.
-    pub right: Right,
-    /// Why, with the section of AMD publication 48882.
-    pub why: &'static str,
-    /// The test that pins our behaviour; none where QEMU is right.
-    pub test: &'static str,
-    /// Whether it explains a difference.
-    pub applies: fn(&Difference<'_>) -> bool,
-}
-
-/// The codes of events.
-const ILLEGAL_DEV_TABLE_ENTRY: u8 = 1;
-const IO_PAGE_FAULT: u8 = 2;
-const PAGE_TAB_HARDWARE_ERROR: u8 = 4;
-const ILLEGAL_COMMAND_ERROR: u8 = 5;
-const COMMAND_HARDWARE_ERROR: u8 = 6;
 
 /// All of them; the first that applies counts.
 pub static RULES: &[Rule] = &[
@@ -308,6 +273,13 @@ pub static RULES: &[Rule] = &[
     },
     // ---- interrupts ----
     Rule {
+        name: "remapped-while-off",
+        right: Right::Ours,
+        why: "with IommuEn=0 interrupts pass unmapped (section 3.4.4); QEMU goes on remapping them",
+        test: "with_iommu_en_0_messages_pass_untouched",
+        applies: |d| is_off(d) && d.case.message(d.step().map_or(0, |(i, _)| i)).is_some(),
+    },
+    Rule {
         name: "int-tab-len-ignored",
         right: Right::Ours,
         why: "the index must be below 2^IntTabLen, and IntTabLen at most 11 (section 2.2.5); QEMU \
@@ -415,281 +387,3 @@ pub static RULES: &[Rule] = &[
         },
     },
 ];
-
-/// The index of the rule that explains a difference.
-pub fn explain(difference: &Difference<'_>) -> Option<usize> {
-    RULES.iter().position(|rule| (rule.applies)(difference))
-}
-
-fn events_are(d: &Difference<'_>, ours: &[u8], theirs: &[u8]) -> bool {
-    d.events() == Some((ours, theirs))
-}
-
-/// Whether our side refused DMA for such a reason.
-fn dma_refused(d: &Difference<'_>, such: fn(&Reason) -> bool) -> bool {
-    matches!(d.refusal(), Some(Refusal::Dma(Abort::Translation(reason))) if such(&reason))
-}
-
-/// QEMU did the access, so it logged nothing.
-fn theirs_went_on(d: &Difference<'_>) -> bool {
-    d.theirs().is_some_and(|theirs| {
-        matches!(theirs.outcome, Outcome::Landed(_) | Outcome::Elsewhere)
-            && theirs.events.is_empty()
-    })
-}
-
-fn theirs_illegal_dte(d: &Difference<'_>) -> bool {
-    d.theirs().is_some_and(|theirs| {
-        !theirs.events.is_empty()
-            && theirs
-                .events
-                .iter()
-                .all(|&code| code == ILLEGAL_DEV_TABLE_ENTRY)
-            && matches!(theirs.outcome, Outcome::Aborted | Outcome::Blocked)
-    })
-}
-
-fn ours_illegal_dte(d: &Difference<'_>) -> bool {
-    d.ours()
-        .is_some_and(|ours| ours.events == [ILLEGAL_DEV_TABLE_ENTRY])
-}
-
-/// The bits that QEMU calls reserved, found by setting each.
-const QEMU_RESERVED: [u64; 4] = [
-    0x8000_0000_0000_007c,
-    0,
-    0x0030_0000_0000_0000,
-    0x003f_0000_0000_7fff,
-];
-
-fn has_qemu_reserved(dte: &Dte) -> bool {
-    dte.words()
-        .iter()
-        .zip(QEMU_RESERVED)
-        .any(|(word, reserved)| word & reserved != 0)
-}
-
-fn qemu_reserved(d: &Difference<'_>) -> bool {
-    d.requester()
-        .is_some_and(|(_, dte)| has_qemu_reserved(&dte))
-}
-
-/// Bits that both sides refuse in the half of the DTE that the request needs.
-fn has_qemu_reserved_in_use(d: &Difference<'_>) -> bool {
-    let Some((_, dte)) = d.requester() else {
-        return false;
-    };
-    let words = dte.words();
-    let halves = if matches!(d.step(), Some((_, Step::Dma { .. }))) {
-        0..2
-    } else {
-        2..4
-    };
-    halves.into_iter().any(|i| words[i] & QEMU_RESERVED[i] != 0)
-}
-
-/// Whether the entry that denies our access is the leaf.
-fn denied_by_leaf(d: &Difference<'_>) -> bool {
-    let (Some((_, dte)), Some((i, Step::Dma { iova, .. }))) = (d.requester(), d.step()) else {
-        return false;
-    };
-    let Some(Refusal::Dma(Abort::Translation(Reason::Permission {
-        level: Some(denier),
-    }))) = d.refusal()
-    else {
-        return false;
-    };
-    let (mut table, mut level) = (dte.q0.host_pt_root() << 12, dte.q0.mode());
-    while let Some(shift) = level_shift(level) {
-        let gpa = table + (iova >> shift & (TABLE_ENTRIES - 1)) * 8;
-        let entry = HostPte::from_bits(d.case.word(gpa, i));
-        // Our walk went down to the denier, so levels fall.
-        if level <= denier || entry.is_leaf() {
-            return entry.is_leaf();
-        }
-        table = entry.address();
-        level = entry.next_level();
-    }
-    false
-}
-
-/// The refusal of an address in the HyperTransport ranges.
-fn hyper_transport(d: &Difference<'_>) -> Option<()> {
-    let Some((_, Step::Dma { iova, .. })) = d.step() else {
-        return None;
-    };
-    (0xfd_0000_0000..=0xff_ffff_ffff)
-        .contains(iova)
-        .then_some(())
-}
-
-/// For DMA to the MSI window, whether it writes.
-fn in_msi_window(d: &Difference<'_>) -> Option<bool> {
-    match d.step() {
-        Some((_, Step::Dma { iova, write, .. })) if is_msi_address(*iova) => Some(*write),
-        _ => None,
-    }
-}
-
-/// The field of a delivery that differs.
-fn delivery(d: &Difference<'_>) -> Option<Field> {
-    match d.place {
-        Place::Delivery(_, field) => Some(field),
-        _ => None,
-    }
-}
-
-fn message_of(d: &Difference<'_>) -> Option<(MsiAddress, MsiData)> {
-    let (_, msi) = d.case.message(d.step()?.0)?;
-    Some((
-        MsiAddress::from_bits(msi.address as u32),
-        MsiData::from_bits(msi.data),
-    ))
-}
-
-/// Whether the message is of a type that pass bits decide on.
-fn is_passed(d: &Difference<'_>) -> bool {
-    message_of(d).is_some_and(|(_, data)| {
-        !matches!(
-            DeliveryMode::from_bits(data.delivery_mode()),
-            DeliveryMode::Fixed | DeliveryMode::LowestPriority
-        )
-    })
-}
-
-/// The command at which our side has halted, at or before the place of the difference.
-fn halted(d: &Difference<'_>) -> Option<[u64; 2]> {
-    let last = d.step().map_or(d.case.steps.len() - 1, |(i, _)| i);
-    let mut submitted = d.case.ring_start
-        // The prologue and its marker.
-        + 16 * (setup::invalidate_everything().len() as u64 + 1);
-    for (step, seen) in d.case.steps.iter().zip(&d.ours.steps).take(last + 1) {
-        let Step::Commands(list) = step else { continue };
-        if let Outcome::Head(head) = seen.outcome
-            && seen
-                .events
-                .iter()
-                .any(|&code| matches!(code, ILLEGAL_COMMAND_ERROR | COMMAND_HARDWARE_ERROR))
-        {
-            let size = setup::ring_bytes(d.case);
-            let index = (head + size - submitted % size) % size / 16;
-            return list.get(index as usize).copied();
-        }
-        submitted += 16 * list.len() as u64;
-    }
-    None
-}
-
-/// Whether, at step `i`, a translation from before a store may still be in use.
-fn may_be_stale(d: &Difference<'_>, i: usize) -> bool {
-    let mut stale = false;
-    for step in &d.case.steps[..i] {
-        match step {
-            Step::Store { .. } => stale = true,
-            Step::Commands(list) => {
-                stale &= !list.iter().any(|&words| invalidates(d.case, d, words));
-            }
-            _ => {}
-        }
-    }
-    stale
-}
-
-/// Whether a command ends what the requester's domain may have cached for the address.
-fn invalidates(case: &Case, d: &Difference<'_>, words: [u64; 2]) -> bool {
-    let (Some((device, _)), Some((_, Step::Dma { iova, .. }))) = (d.requester(), d.step()) else {
-        return true;
-    };
-    match Command::decode(words) {
-        Command::InvalidateIommuAll(_) => true,
-        Command::InvalidateIommuPages(c) => {
-            let address = c.address_page() << 12;
-            let shift = if c.s() {
-                (address | 0xfff).trailing_ones() + 1
-            } else {
-                12
-            };
-            c.domain_id() == case.dte(device, 0).q1.domain_id()
-                && (shift >= 52 || address >> shift == iova >> shift)
-        }
-        _ => false,
-    }
-}
-
-/// Whether the requester's DTE has got another DomainID since, and was invalidated.
-fn moved_to_another_domain(d: &Difference<'_>, i: usize) -> bool {
-    let Some((device, dte)) = d.requester() else {
-        return false;
-    };
-    let invalidated = |step: &Step| {
-        matches!(step, Step::Commands(list) if list.iter().any(|&words| {
-            matches!(Command::decode(words),
-                Command::InvalidateDevtabEntry(c) if c.device_id() == device.id().0)
-        }))
-    };
-    let before = d.case.dte(device, 0);
-    dte.q1.domain_id() != before.q1.domain_id() && d.case.steps[..i].iter().any(invalidated)
-}
-
-/// A side does what it did for the same request before.
-fn as_before(d: &Difference<'_>, now: &Observation, steps: &[Observation]) -> bool {
-    let Some((i, step)) = d.step() else {
-        return false;
-    };
-    let before = d.case.steps[..i].iter().position(|earlier| earlier == step);
-    before.is_some_and(|before| {
-        let before = steps[before].outcome;
-        // QEMU's DMA is looked for where ours went. Where it went before, it is elsewhere.
-        now.outcome == before
-            || matches!(
-                (before, now.outcome),
-                (Outcome::Landed(_), Outcome::Elsewhere | Outcome::Aborted)
-            )
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeSet;
-    use std::path::Path;
-
-    #[test]
-    fn every_rule_has_its_own_name_a_section_and_a_test() {
-        let names: BTreeSet<_> = RULES.iter().map(|rule| rule.name).collect();
-        assert_eq!(names.len(), RULES.len());
-        let mut sources = String::new();
-        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        read_all(&crates, &mut sources).expect("the workspace is readable");
-        for rule in RULES {
-            assert!(rule.why.contains("section"), "{}", rule.name);
-            // What we get wrong has no test that pins it.
-            assert_eq!(
-                rule.test.is_empty(),
-                rule.right == Right::Theirs,
-                "{}",
-                rule.name
-            );
-            let test = format!("fn {}(", rule.test);
-            assert!(
-                rule.test.is_empty() || sources.contains(&test),
-                "no test {} for {}",
-                rule.test,
-                rule.name
-            );
-        }
-    }
-
-    fn read_all(folder: &Path, text: &mut String) -> std::io::Result<()> {
-        for entry in std::fs::read_dir(folder)? {
-            let entry = entry?;
-            let path = entry.path();
-            if entry.file_type()?.is_dir() {
-                read_all(&path, text)?;
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                text.push_str(&std::fs::read_to_string(path)?);
-            }
-        }
-        Ok(())
-    }
-}
