@@ -54,7 +54,9 @@ fn tests(steps: &mut Steps) -> Result<()> {
             .env("CARGO_TARGET_DIR", target_dir().join("loom")),
     );
     let binary = run::build_refvmm()?;
-    steps.run("scenarios, in-process", || scenarios(&binary, &payload, "in-process"));
+    steps.run("scenarios, in-process", || {
+        scenarios(&binary, &payload, "in-process")
+    });
     steps.run("scenarios, KVM", || scenarios(&binary, &payload, "auto"));
     Ok(())
 }
@@ -75,12 +77,19 @@ fn scenarios(binary: &Path, payload: &Path, accel: &str) -> Result<Outcome> {
         let why = report["host"].as_str().unwrap_or("no reason given");
         return Ok(Outcome::NotRun(format!("no usable KVM: {why}")));
     }
-    let list = report["scenarios"].as_array().context("the report has no `scenarios`")?;
-    let passed = list.iter().filter(|scenario| scenario["passed"] == true).count();
+    let list = report["scenarios"]
+        .as_array()
+        .context("the report has no `scenarios`")?;
+    let passed = list
+        .iter()
+        .filter(|scenario| scenario["passed"] == true)
+        .count();
     println!("scenarios: {passed} passed, {} failed", list.len() - passed);
-    Ok(if output.status.success() && passed == list.len() && !list.is_empty() {
-        Outcome::Passed(format!("{passed} scenarios"))
-    } else {
-        Outcome::Failed(format!("{passed} of {} scenarios passed", list.len()))
-    })
+    Ok(
+        if output.status.success() && passed == list.len() && !list.is_empty() {
+            Outcome::Passed(format!("{passed} scenarios"))
+        } else {
+            Outcome::Failed(format!("{passed} of {} scenarios passed", list.len()))
+        },
+    )
 }
