@@ -170,7 +170,31 @@ fn fetch(cache: &Path) -> Result<()> {
         bail!("{KEYRING} is missing: install the package debian-archive-keyring");
     }
     let mirror = mirror()?;
-    let apt = Apt::new(cache, &mirror)?;
+    // Folders of this process: another checkout may be setting itself up too.
+    let downloads = cache.join(format!("apt.{}", std::process::id()));
+    let new = cache.join(format!("qemu.new.{}", std::process::id()));
+    let unpacked = unpack(&mirror, &downloads, &new);
+    // The packages are in use no more. What can't be removed does no harm.
+    let _ = fs::remove_dir_all(&downloads);
+    if let Err(error) = unpacked {
+        let _ = fs::remove_dir_all(&new);
+        return Err(error);
+    }
+    let place = cache.join("qemu");
+    if place.exists() {
+        fs::remove_dir_all(&place).context("cannot remove the QEMU of before")?;
+    }
+    fs::rename(&new, &place).context("cannot put the new QEMU in its place")?;
+    println!(
+        "lab: QEMU is ready after {:.0} s",
+        start.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// Downloads QEMU into `downloads` and unpacks it in `new`.
+fn unpack(mirror: &str, downloads: &Path, new: &Path) -> Result<()> {
+    let apt = Apt::new(downloads, mirror)?;
     println!("lab: reading the package lists of {SUITE} (15 MB)");
     apt.run(&["update"]).context(
         "the package lists can't be read: is there a network, and has the mirror of this \
@@ -187,10 +211,9 @@ fn fetch(cache: &Path) -> Result<()> {
     ])?;
 
     println!("lab: unpacking");
-    let new = cache.join(format!("qemu.new.{}", std::process::id()));
     let root = new.join("root");
     fs::create_dir_all(&root)?;
-    for package in fs::read_dir(apt.folder.join("cache/archives"))? {
+    for package in fs::read_dir(downloads.join("cache/archives"))? {
         let package = package?.path();
         if package
             .extension()
@@ -207,20 +230,7 @@ fn fetch(cache: &Path) -> Result<()> {
     let launcher = new.join("run");
     fs::write(&launcher, LAUNCHER)?;
     fs::set_permissions(&launcher, fs::Permissions::from_mode(0o755))?;
-    check(&launcher).context("the unpacked QEMU doesn't run")?;
-
-    let place = cache.join("qemu");
-    if place.exists() {
-        fs::remove_dir_all(&place).context("cannot remove the QEMU of before")?;
-    }
-    fs::rename(&new, &place).context("cannot put the new QEMU in its place")?;
-    // The packages are in use no more; the lists are read again next time.
-    fs::remove_dir_all(&apt.folder).context("cannot remove the downloads")?;
-    println!(
-        "lab: QEMU is ready after {:.0} s",
-        start.elapsed().as_secs_f64()
-    );
-    Ok(())
+    check(&launcher).context("the unpacked QEMU doesn't run")
 }
 
 /// Runs the unpacked QEMU with the libraries that were unpacked with it.
@@ -260,13 +270,12 @@ fn mirror_in(text: &str) -> Option<String> {
 }
 
 /// An apt with a state of its own: it neither sees nor changes what is installed.
-struct Apt {
-    folder: PathBuf,
+struct Apt<'a> {
+    folder: &'a Path,
 }
 
-impl Apt {
-    fn new(cache: &Path, mirror: &str) -> Result<Self> {
-        let folder = cache.join("apt");
+impl<'a> Apt<'a> {
+    fn new(folder: &'a Path, mirror: &str) -> Result<Self> {
         for part in ["lists/partial", "cache/archives/partial", "state"] {
             fs::create_dir_all(folder.join(part))?;
         }
@@ -299,6 +308,8 @@ impl Apt {
                 "Debug::NoLocking=true",
             ])
             .args(["-o", "APT::Install-Recommends=false"])
+            // Else an unreachable mirror is a mere warning.
+            .args(["-o", "APT::Update::Error-Mode=any"])
             // The user that apt drops to can't read a home directory.
             .args(["-o", "APT::Sandbox::User="])
             .args(["-o", "APT::Architecture=amd64"])
