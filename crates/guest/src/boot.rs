@@ -1,7 +1,7 @@
 //! How the VMM starts the payload and gets its report.
 //!
 //! The VMM puts every vCPU straight into 64-bit mode: identity-mapped page tables (the first 4 GiB
-//! at least), CR0=8000_0033h, CR4=20h, EFER=500h, x2APIC enabled, interrupts off, RIP = the ELF
+//! and the heap at least), CR0=8000_0033h, CR4=20h, EFER=500h, x2APIC enabled, interrupts off, RIP = the ELF
 //! entry point, RDI = [`BOOT_INFO_GPA`], RSI = the index of the CPU. CPU 0 runs the scenario and
 //! the others wait for interrupts.
 

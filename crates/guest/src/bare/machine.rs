@@ -48,17 +48,20 @@ impl Machine {
             self.pause();
         }
     }
-}
 
-/// The pointer to a word of RAM; `gpa` must be aligned to the word and below 4 GiB, as far as the
-/// identity map reaches.
-fn ram<T>(gpa: u64) -> *mut T {
-    assert!(
-        gpa != 0 && gpa.is_multiple_of(align_of::<T>() as u64) && gpa < 1 << 32,
-        "no word of {} bytes can be accessed at {gpa:#x}",
-        size_of::<T>()
-    );
-    gpa as *mut T
+    /// The pointer to a word of RAM; `gpa` must be aligned to the word, and below 4 GiB or in the
+    /// heap, as far as the identity map reaches for sure.
+    fn ram<T>(&self, gpa: u64) -> *mut T {
+        let heap = self.boot.heap_start..self.boot.heap_end;
+        assert!(
+            gpa != 0
+                && gpa.is_multiple_of(align_of::<T>() as u64)
+                && (gpa < 1 << 32 || heap.contains(&gpa)),
+            "no word of {} bytes can be accessed at {gpa:#x}",
+            size_of::<T>()
+        );
+        gpa as *mut T
+    }
 }
 
 // What the accesses below have in common: the address is mapped (`ram` checks it, MMIO addresses
@@ -68,27 +71,27 @@ fn ram<T>(gpa: u64) -> *mut T {
 impl Platform for Machine {
     fn read_u64(&self, gpa: u64) -> u64 {
         // SAFETY: aligned, mapped RAM outside every Rust object, see above.
-        unsafe { AtomicU64::from_ptr(ram(gpa)) }.load(Ordering::SeqCst)
+        unsafe { AtomicU64::from_ptr(self.ram(gpa)) }.load(Ordering::SeqCst)
     }
 
     fn write_u64(&mut self, gpa: u64, value: u64) {
         // SAFETY: aligned, mapped RAM outside every Rust object, see above.
-        unsafe { AtomicU64::from_ptr(ram(gpa)) }.store(value, Ordering::SeqCst);
+        unsafe { AtomicU64::from_ptr(self.ram(gpa)) }.store(value, Ordering::SeqCst);
     }
 
     fn read_u32(&self, gpa: u64) -> u32 {
         // SAFETY: aligned, mapped RAM outside every Rust object, see above.
-        unsafe { AtomicU32::from_ptr(ram(gpa)) }.load(Ordering::SeqCst)
+        unsafe { AtomicU32::from_ptr(self.ram(gpa)) }.load(Ordering::SeqCst)
     }
 
     fn write_u32(&mut self, gpa: u64, value: u32) {
         // SAFETY: aligned, mapped RAM outside every Rust object, see above.
-        unsafe { AtomicU32::from_ptr(ram(gpa)) }.store(value, Ordering::SeqCst);
+        unsafe { AtomicU32::from_ptr(self.ram(gpa)) }.store(value, Ordering::SeqCst);
     }
 
     fn read_u8(&self, gpa: u64) -> u8 {
         // SAFETY: mapped RAM outside every Rust object, see above.
-        unsafe { AtomicU8::from_ptr(ram(gpa)) }.load(Ordering::SeqCst)
+        unsafe { AtomicU8::from_ptr(self.ram(gpa)) }.load(Ordering::SeqCst)
     }
 
     /// The VMM hands the heap over zeroed, and nothing is ever given back: there is nothing to clear.

@@ -13,8 +13,8 @@ use crate::platform::Platform;
 use crate::report::Report;
 use crate::wait;
 
-/// No RAM stands here.
-const NOWHERE: u64 = 1 << 40;
+/// No RAM stands here: below 2^52, and above what a machine may have.
+const NOWHERE: u64 = 1 << 50;
 
 fn store(gpa: u64, data: u64) -> CompletionWait {
     CompletionWait::new()

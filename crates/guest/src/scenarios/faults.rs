@@ -21,8 +21,8 @@ use crate::report::Report;
 
 /// DomainID of the endpoint's DTE, so that events can be told to carry it.
 const DOMAIN: u16 = 0x1234;
-/// No RAM stands here.
-const NOWHERE: u64 = 1 << 40;
+/// No RAM stands here: below 2^52, and above what a machine may have.
+const NOWHERE: u64 = 1 << 50;
 /// Index of an entry that works.
 const GOOD: u16 = 5;
 /// Index of the entry that a case spoils.
