@@ -12,8 +12,9 @@ use amdvi_hostcap::HostCapSpec;
 use clap::{Parser, ValueEnum};
 
 use crate::kvm::Payload;
+use crate::ram::{Heap, RamSize, RamWish};
 use crate::report::{Human, Summary, json};
-use crate::run::host::HostKvm;
+use crate::run::host::{HostIommu, HostKvm};
 use crate::run::machine::{Device, Machine};
 use crate::run::plan::{self, Plan, Wishes};
 use crate::run::{self, Accel};
@@ -42,13 +43,27 @@ pub struct Cli {
     #[arg(long, value_name = "STRING", value_parser = str::parse::<Device>)]
     device: Option<Device>,
 
-    /// What the host can do: `none`, `legacy-vfio`, or `mock:NAME=VALUE,…`, such as
-    /// `mock:numint2k=off`.
+    /// Where it is known from what the host's IOMMU can do, such as `auto` or `mock:numint2k=off`;
+    /// see below.
     ///
-    /// `none`: no function is passed through, so that nothing depends on the host. Without the
-    /// option each scenario brings its own host; with it, the rules of --device hold.
+    /// The guest is offered what the host is shown to keep up for functions that are passed
+    /// through; what a source can't tell counts as no, and the report says which could not tell
+    /// and why. Without the option each scenario brings its own host; with it, the rules of
+    /// --device hold.
     #[arg(long, value_name = "SPEC", value_parser = str::parse::<HostCapSpec>)]
     host_caps: Option<HostCapSpec>,
+
+    /// RAM: bytes, or with K, M, G or T; 64M to 4T
+    ///
+    /// What does not fit below the BARs at 3 GiB lies from 4 GiB on; or, where the host may have
+    /// the HyperTransport range below 1 TiB and is not shown to ignore it, from 1 TiB on. The
+    /// host's memory is taken only for what the guest writes.
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = str::parse::<RamSize>)]
+    memory: RamSize,
+
+    /// Where the guest has its tables, rings and DMA buffers
+    #[arg(long, value_enum, default_value_t = Heap::Low)]
+    heap: Heap,
 
     /// What runs the guest; `auto` takes KVM where it is usable and says so where it is not
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
@@ -80,6 +95,44 @@ pub struct Cli {
     timeout: u64,
 }
 
+/// The sources of `--host-caps`: how each is written, and what it knows.
+const HOST_CAPS: [(&str, &str); 10] = [
+    (
+        "none",
+        "no function is passed through: nothing depends on the host",
+    ),
+    ("auto", "sysfs, debugfs, and iommufd for what is bound"),
+    (
+        "sysfs[:ROOT]",
+        "EFR and EFR2 of every IOMMU, below /sys or ROOT",
+    ),
+    ("debugfs[:ROOT]", "the control registers (root)"),
+    (
+        "iommufd[:PATH][,FUNCTION[=DEVICE]...]",
+        "IOMMU_GET_HW_INFO of functions bound to VFIO",
+    ),
+    (
+        "kvm:NUMBER[,dev=PATH]",
+        "a KVM capability that promises 2K; none is assigned upstream",
+    ),
+    (
+        "legacy-vfio",
+        "a legacy VFIO container, which knows nothing: 512",
+    ),
+    (
+        "kernel-inference[:ROOT]",
+        "a conclusion: Linux 6.15, EFR2 and remapped interrupts mean 2K",
+    ),
+    (
+        "file:PATH",
+        "what `amdvi-hostcap probe --json` printed on any host",
+    ),
+    (
+        "mock:NAME=VALUE,...",
+        "a host described by hand; unnamed is unknown, which is not yes",
+    ),
+];
+
 /// `--accel`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum AccelChoice {
@@ -93,6 +146,10 @@ enum AccelChoice {
 
 fn after_help() -> String {
     let mut text = format!("Devices:\n{}", amdvi_device::options::help());
+    text.push_str("\nHost capabilities:\n");
+    for (spec, about) in HOST_CAPS {
+        text.push_str(&format!("  {spec:<40} {about}\n"));
+    }
     text.push_str("\nScenarios:\n");
     for scenario in scenarios::ALL {
         text.push_str(&format!("  {:<20} {}\n", scenario.name, scenario.about));
@@ -137,12 +194,25 @@ fn list() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// What runs the guest.
+struct Choice {
+    accel: Accel,
+    why: String,
+    phys_bits: u8,
+}
+
 /// Chooses what runs the guest, or says why it can't be what was asked for.
-fn choose(cli: &Cli, probe: impl FnOnce() -> HostKvm) -> Result<(Accel, String), String> {
-    let in_process = |why: String| Ok((Accel::InProcess, why));
-    let usable = match cli.accel {
+fn choose(cli: &Cli, probe: impl FnOnce() -> HostKvm) -> Result<Choice, String> {
+    let in_process = |why: String| {
+        Ok(Choice {
+            accel: Accel::InProcess,
+            why,
+            phys_bits: RamWish::default().phys_bits,
+        })
+    };
+    let HostKvm { usable, phys_bits } = match cli.accel {
         AccelChoice::InProcess => return in_process("as --accel asks".into()),
-        AccelChoice::Auto | AccelChoice::Kvm => probe().usable,
+        AccelChoice::Auto | AccelChoice::Kvm => probe(),
     };
     let must = cli.accel == AccelChoice::Kvm;
     match (usable, &cli.payload) {
@@ -158,17 +228,32 @@ fn choose(cli: &Cli, probe: impl FnOnce() -> HostKvm) -> Result<(Accel, String),
         ),
         (Ok(offers), Some(payload)) => {
             let payload = Payload::from_file(payload).map_err(|e| format!("--payload: {e}"))?;
-            Ok((Accel::Kvm(payload), offers))
+            Ok(Choice {
+                accel: Accel::Kvm(payload),
+                why: offers,
+                phys_bits,
+            })
         }
     }
 }
 
 /// `Ok(true)` when every scenario passed.
 fn execute(cli: Cli) -> Result<bool, String> {
-    let (accel, why) = choose(&cli, HostKvm::probe)?;
+    let Choice {
+        accel,
+        why,
+        phys_bits,
+    } = choose(&cli, HostKvm::probe)?;
+    let host = cli.host_caps.as_ref().map(HostIommu::ask);
+    let ram = RamWish {
+        size: cli.memory,
+        heap: cli.heap,
+        phys_bits,
+    };
     let wishes = Wishes {
         device: cli.device.clone(),
-        host_caps: cli.host_caps.clone(),
+        host: host.clone(),
+        ram,
         scenarios: cli.scenario.clone(),
         cpus: cli.cpus,
     };
@@ -179,7 +264,8 @@ fn execute(cli: Cli) -> Result<bool, String> {
             .parse()
             .map_err(|error: OptionError| error.to_string())?,
     };
-    let machine = Machine::new(&device, &cli.host_caps.unwrap_or(HostCapSpec::None));
+    let host = host.unwrap_or_else(|| HostIommu::ask(&HostCapSpec::None));
+    let machine = Machine::new(&device, &host, &ram).map_err(|error| error.to_string())?;
 
     // With --json stdout belongs to the program that reads it.
     let mut human = if cli.json {
@@ -231,8 +317,9 @@ mod tests {
         let cli = Cli::parse_from(["amdvi-refvmm"]);
         let kvm = HostKvm {
             usable: Ok("everything".into()),
+            phys_bits: 48,
         };
-        let (accel, why) = choose(&cli, || kvm).unwrap();
+        let Choice { accel, why, .. } = choose(&cli, || kvm).unwrap();
         assert!(matches!(accel, Accel::InProcess));
         assert!(why.contains("--payload"), "{why}");
     }
@@ -242,8 +329,9 @@ mod tests {
         let cli = Cli::parse_from(["amdvi-refvmm", "--payload", "/dev/null"]);
         let kvm = HostKvm {
             usable: Err("no /dev/kvm".into()),
+            phys_bits: 48,
         };
-        let (accel, why) = choose(&cli, || kvm).unwrap();
+        let Choice { accel, why, .. } = choose(&cli, || kvm).unwrap();
         assert!(matches!(accel, Accel::InProcess));
         assert_eq!(why, "no /dev/kvm");
     }
@@ -253,12 +341,14 @@ mod tests {
         let cli = Cli::parse_from(["amdvi-refvmm", "--accel", "kvm"]);
         let none = HostKvm {
             usable: Err("no /dev/kvm".into()),
+            phys_bits: 48,
         };
-        assert!(choose(&cli, || none).unwrap_err().contains("no /dev/kvm"));
+        assert!(choose(&cli, || none).err().unwrap().contains("no /dev/kvm"));
         let usable = HostKvm {
             usable: Ok("everything".into()),
+            phys_bits: 48,
         };
-        assert!(choose(&cli, || usable).unwrap_err().contains("--payload"));
+        assert!(choose(&cli, || usable).err().unwrap().contains("--payload"));
     }
 
     #[test]
@@ -266,10 +356,12 @@ mod tests {
         let cli = Cli::parse_from(["amdvi-refvmm", "--payload", "/nowhere/payload"]);
         let usable = HostKvm {
             usable: Ok("everything".into()),
+            phys_bits: 48,
         };
         assert!(
             choose(&cli, || usable)
-                .unwrap_err()
+                .err()
+                .unwrap()
                 .contains("/nowhere/payload")
         );
     }

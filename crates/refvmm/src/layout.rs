@@ -1,10 +1,14 @@
 //! The machine's address map: one place for every number that RAM, firmware tables and devices
 //! must agree on.
 
-/// Where RAM starts.
-pub const RAM_BASE: u64 = 0;
-/// RAM of a scenario's machine: what the largest tables of a scenario take, and slack.
+/// RAM when `--memory` is not given, and the least: what the largest tables of a scenario take, and
+/// slack.
 pub const RAM_SIZE: u64 = 64 << 20;
+/// The most RAM that can be asked for: one memory slot of KVM holds no more than 8 TiB.
+pub const MAX_RAM_SIZE: u64 = 4 << 40;
+
+/// Where a legacy PC's RAM ends, and the windows of video and option ROMs begin.
+pub const LEGACY_WINDOWS: u64 = 0x000a_0000;
 
 /// The ACPI RSDP: in the BIOS area, where a scan of low memory finds it too.
 pub const RSDP: u64 = 0x000e_0000;
@@ -15,10 +19,8 @@ pub const ACPI_END: u64 = 0x0010_0000;
 
 /// First GPA that a guest may allocate: behind the payload, which is loaded at 1 MiB.
 pub const HEAP_START: u64 = 0x0100_0000;
-/// First GPA behind the heap.
-pub const HEAP_END: u64 = RAM_BASE + RAM_SIZE;
 
-/// Window for the 32-bit memory BARs of PCI functions.
+/// Window for the 32-bit memory BARs of PCI functions; RAM below 4 GiB ends here at the latest.
 pub const PCI_MEMORY: u64 = 0xc000_0000;
 /// BAR 0 of the test endpoint as the board places it; the guest may move it.
 pub const ENDPOINT_BAR0: u32 = 0xc000_0000;

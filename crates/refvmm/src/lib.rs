@@ -5,6 +5,7 @@
 //! - [`board`] is the machine without its CPUs: PCI, IOMMU, IOAPIC, test endpoint, ACPI tables;
 //! - [`inproc`] runs a guest's scenario against the board in this process;
 //! - `kvm` runs it in a virtual machine under KVM;
+//! - [`ram`] is where its RAM lies, which the host has a say in;
 //! - [`run`] decides what a machine offers, and runs the scenarios;
 //! - [`report`] prints what happened, for people and as JSON;
 //! - [`cli`] is the command line.
@@ -15,6 +16,7 @@ pub mod inproc;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod layout;
+pub mod ram;
 pub mod report;
 pub mod run;
 

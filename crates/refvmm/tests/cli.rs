@@ -1,7 +1,12 @@
 //! The command line, as a user sees it.
 
+use amdvi_hostcap::Recording;
+use amdvi_hostcap::source::{Debugfs, HostCapSource, Sysfs};
 use assert_cmd::Command;
 use serde_json::Value;
+
+/// Trees of hosts.
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../hostcap/tests/fixtures");
 
 fn refvmm(arguments: &[&str]) -> (i32, String, String) {
     let output = Command::cargo_bin("amdvi-refvmm")
@@ -100,6 +105,16 @@ fn help_lists_the_device_s_options_and_the_scenarios() {
         "dma-remap",
         "intremap-2k-off",
         "Exit status",
+        "--memory",
+        "auto",
+        "sysfs[:ROOT]",
+        "debugfs[:ROOT]",
+        "iommufd[:PATH]",
+        "kvm:NUMBER",
+        "legacy-vfio",
+        "kernel-inference[:ROOT]",
+        "file:PATH",
+        "mock:NAME=VALUE",
     ] {
         assert!(stdout.contains(word), "{word}");
     }
@@ -184,4 +199,155 @@ fn kvm_without_a_payload_is_refused_with_what_to_do() {
     let (status, _, stderr) = refvmm(&["--accel", "kvm", "--scenario", "discover"]);
     assert_eq!(status, 2);
     assert!(stderr.contains("--accel kvm"), "{stderr}");
+}
+
+/// The report of a short run on that host, and what was printed for people.
+fn on_host(spec: &str, more: &[&str]) -> (Value, String) {
+    let mut arguments = vec!["--json", "--accel", "in-process", "--scenario", "discover"];
+    arguments.extend(["--host-caps", spec]);
+    arguments.extend(more);
+    let (status, stdout, stderr) = refvmm(&arguments);
+    assert_eq!(status, 0, "{stderr}");
+    (last_line(&stdout), stderr)
+}
+
+fn decision<'a>(report: &'a Value, feature: &str) -> &'a Value {
+    let decisions = report["decisions"].as_array().expect("an array");
+    let mut decisions = decisions.iter();
+    decisions
+        .find(|decision| decision["feature"] == feature)
+        .expect("a decision")
+}
+
+fn reason<'a>(report: &'a Value, feature: &str) -> &'a str {
+    let reason = &decision(report, feature)["reason"];
+    reason.as_str().expect("a sentence")
+}
+
+/// What the sources say of a tree, as a file.
+fn recorded(tree: &str) -> tempfile::NamedTempFile {
+    let sysfs = Sysfs::new(format!("{FIXTURES}/{tree}/sys"));
+    let debugfs = Debugfs::new(format!("{FIXTURES}/{tree}/debug"));
+    let sources: [&dyn HostCapSource; 2] = [&sysfs, &debugfs];
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    serde_json::to_writer(&file, &Recording::of(sources, &[])).expect("it is written");
+    file
+}
+
+#[test]
+fn sysfs_of_a_server_without_2k_takes_it_from_the_guest() {
+    let spec = format!("sysfs:{FIXTURES}/server-6.12/sys");
+    let (report, stderr) = on_host(&spec, &[]);
+    assert_eq!(report["host_caps"], spec.as_str());
+    assert_eq!(report["offered"]["numint2k"], false);
+    assert_eq!(decision(&report, "numint2k")["granted"], false);
+    assert!(reason(&report, "numint2k").contains("sysfs"), "{report}");
+    let facts = report["host_facts"].as_array().expect("an array");
+    assert!(
+        facts.iter().any(|fact| fact["subject"] == "numint2k"),
+        "{report}"
+    );
+    assert!(stderr.contains(&format!("{spec} states ")), "{stderr}");
+}
+
+#[test]
+fn registers_that_offer_2k_are_not_enough_without_the_kernel_s_word() {
+    let spec = format!("sysfs:{FIXTURES}/server-2k-6.17/sys");
+    let (report, _) = on_host(&spec, &[]);
+    assert_eq!(decision(&report, "numint2k")["granted"], false);
+    assert!(reason(&report, "numint2k").contains("kernel"), "{report}");
+}
+
+#[test]
+fn a_recording_of_a_host_with_2k_grants_it() {
+    let file = recorded("server-2k-6.17");
+    let (report, _) = on_host(&format!("file:{}", file.path().display()), &[]);
+    assert_eq!(report["offered"]["numint2k"], true);
+    assert_eq!(decision(&report, "numint2k")["granted"], true, "{report}");
+}
+
+#[test]
+fn iommus_that_disagree_are_a_conflict_and_the_guest_gets_the_lesser() {
+    let file = recorded("server-2k-off-on-one-6.17");
+    let (report, stderr) = on_host(&format!("file:{}", file.path().display()), &[]);
+    assert_eq!(report["offered"]["numint2k"], false);
+    let conflicts = report["host_conflicts"].as_array().expect("an array");
+    assert!(
+        conflicts
+            .iter()
+            .any(|conflict| conflict["subject"] == "numint2k"),
+        "{report}"
+    );
+    assert!(stderr.contains("conflict: numint2k kernel"), "{stderr}");
+}
+
+#[test]
+fn a_source_that_can_t_be_asked_is_a_gap_with_its_reason_and_never_a_yes() {
+    for (spec, part) in [
+        ("sysfs:/nowhere/sys", "/nowhere/sys"),
+        ("debugfs:/nowhere/debug", "/nowhere/debug"),
+        ("kernel-inference:/nowhere/sys", "kernel's version"),
+        ("file:/nowhere/host.json", "amdvi-hostcap probe --json"),
+        ("iommufd:/nowhere/iommu,c1:00.0=/nowhere/vfio0", "/nowhere/"),
+        ("kvm:250,dev=/nowhere/kvm", "/nowhere/kvm"),
+    ] {
+        let (report, stderr) = on_host(spec, &[]);
+        assert_eq!(decision(&report, "numint2k")["granted"], false, "{spec}");
+        let gaps = report["host_gaps"].as_array().expect("an array");
+        let said = |gap: &Value| gap["problem"].as_str().is_some_and(|p| p.contains(part));
+        assert!(gaps.iter().any(said), "{spec}: {report}");
+        assert!(stderr.contains("unknown: "), "{spec}: {stderr}");
+    }
+}
+
+#[test]
+fn auto_runs_whatever_this_host_lets_it_see() {
+    let (report, stderr) = on_host("auto", &[]);
+    assert_eq!(report["host_caps"], "auto");
+    assert!(report["host_facts"].is_array() && report["host_gaps"].is_array());
+    assert!(!reason(&report, "numint2k").is_empty());
+    assert!(stderr.contains("sysfs:/sys"), "{stderr}");
+}
+
+#[test]
+fn a_bad_size_of_ram_is_named_with_what_is_accepted() {
+    assert_usage(&["--memory", "10X"], &["--memory", "10X", "64M to 4T"]);
+    assert_usage(&["--memory", "1M"], &["--memory", "1M", "64M to 4T"]);
+    assert_usage(
+        &["--accel", "in-process", "--heap", "high"],
+        &["--heap high", "--memory"],
+    );
+}
+
+#[test]
+fn ram_lies_where_the_host_lets_it_and_the_report_says_why() {
+    let (report, stderr) = on_host("none", &[]);
+    assert_eq!(report["ram"]["placement"], "below-4-gib");
+    assert!(
+        stderr.contains("RAM        64 MiB below 4 GiB\n"),
+        "{stderr}"
+    );
+
+    let more = ["--memory", "10G"];
+    let (report, _) = on_host("none", &more);
+    assert_eq!(report["ram"]["placement"], "above-4-gib");
+
+    // EFR2 of the one says that the range counts, EFR2 of the other that it does not.
+    for (tree, placement, base) in [
+        ("server-6.12", "above-1-tib", 1u64 << 40),
+        ("server-2k-6.17", "above-4-gib", 1 << 32),
+    ] {
+        let (report, stderr) = on_host(&format!("sysfs:{FIXTURES}/{tree}/sys"), &more);
+        let ram = &report["ram"];
+        assert_eq!(ram["placement"], placement, "{tree}: {stderr}");
+        assert!(
+            ram["reason"]
+                .as_str()
+                .is_some_and(|r| r.contains("HyperTransport"))
+        );
+        let regions = ram["regions"].as_array().expect("an array");
+        let mut high = regions.iter().filter(|region| region["kind"] == "ram");
+        assert_eq!(high.next_back().expect("a region")["base"], base, "{tree}");
+        assert_eq!(report["scenarios"][0]["passed"], true);
+    }
 }

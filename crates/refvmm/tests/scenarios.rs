@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use amdvi_refvmm::run::host::HostIommu;
 use amdvi_refvmm::run::plan::{self, Wishes};
 use amdvi_refvmm::run::{self, Accel, Outcome};
 
@@ -49,7 +50,9 @@ fn every_scenario_passes_on_the_default_device_with_all_cpus() {
 #[test]
 fn every_scenario_that_is_not_about_2k_passes_on_a_host_without_it() {
     let wishes = Wishes {
-        host_caps: Some("mock:numint2k=off".parse().expect("it parses")),
+        host: Some(HostIommu::ask(
+            &"mock:numint2k=off".parse().expect("it parses"),
+        )),
         ..Wishes::default()
     };
     let outcomes = run_all(&wishes);

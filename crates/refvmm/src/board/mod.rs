@@ -22,7 +22,7 @@ use amdvi_irt::Delivery;
 use amdvi_regs::mmio::offset;
 use amdvi_regs::{DeviceId, PhysMemory};
 use amdvi_vmm_glue::ram::GuestRam;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 use crate::layout;
 use chipset::Chipset;
@@ -61,7 +61,7 @@ pub trait Injector: Send + Sync {
 #[derive(Debug, thiserror::Error)]
 pub enum BoardError {
     /// RAM could not be mapped.
-    #[error("can't map guest RAM: {0}")]
+    #[error("--memory: can't map guest RAM: {0}; use less, or allow this process more addresses")]
     Memory(#[from] vm_memory::mmap::FromRangesError),
     /// The firmware tables can't be built.
     #[error(transparent)]
@@ -79,12 +79,6 @@ pub enum BoardError {
     /// A thread could not be started.
     #[error("can't start a thread: {0}")]
     Thread(#[from] std::io::Error),
-}
-
-/// The machine's RAM, zeroed.
-pub fn ram() -> Result<Arc<GuestMemoryMmap>, BoardError> {
-    let ranges = [(GuestAddress(layout::RAM_BASE), layout::RAM_SIZE as usize)];
-    Ok(Arc::new(GuestMemoryMmap::from_ranges(&ranges)?))
 }
 
 /// The board.

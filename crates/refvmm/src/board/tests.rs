@@ -9,8 +9,9 @@ use amdvi_irt::{Delivery, Trigger};
 use amdvi_regs::mmio::offset;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::{Board, Injector, ram};
+use super::{Board, Injector};
 use crate::layout;
+use crate::ram::Ram;
 
 /// CPUs that remember what they were sent, and the routes that the EOIs take.
 #[derive(Default)]
@@ -50,7 +51,7 @@ const MSIX_CONTROL: u64 = layout::ECAM_BASE + (5 << 15) + 0x42;
 
 impl Machine {
     fn new() -> Self {
-        let memory = ram().unwrap();
+        let memory = Arc::new(Ram::default().map().unwrap());
         let log = Arc::new(Log::default());
         let options = "amd-iommu,numint2k=on".parse().unwrap();
         let board = Board::new(&options, &memory, &[0, 1], Arc::clone(&log) as _).unwrap();

@@ -3,17 +3,18 @@
 mod cpus;
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use amdvi_device::Options;
 use amdvi_guest::platform::{Platform, Width};
 use amdvi_guest::report::Report;
 use amdvi_guest::scenarios;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::board::{self, Board, BoardError};
+use crate::board::{Board, BoardError};
 use crate::layout;
+use crate::run::machine::Machine;
 use cpus::Cpus;
 
 /// How long a waiting scenario sleeps, so that worker and stream get a CPU on a small host.
@@ -24,7 +25,7 @@ pub struct InProcess {
     board: Board,
     memory: Arc<GuestMemoryMmap>,
     cpus: Arc<Cpus>,
-    next_free: u64,
+    heap: Range<u64>,
     started: Instant,
     log: Box<dyn FnMut(&str)>,
 }
@@ -32,19 +33,19 @@ pub struct InProcess {
 impl InProcess {
     /// Builds the machine. `log` gets the lines that the scenario prints.
     pub fn new(
-        options: &Options,
+        machine: &Machine,
         apic_ids: &[u32],
         log: Box<dyn FnMut(&str)>,
     ) -> Result<Self, BoardError> {
-        let memory = board::ram()?;
+        let memory = Arc::new(machine.ram.map()?);
         let cpus = Arc::new(Cpus::new(apic_ids));
-        let board = Board::new(options, &memory, apic_ids, Arc::clone(&cpus) as _)?;
+        let board = Board::new(&machine.options, &memory, apic_ids, Arc::clone(&cpus) as _)?;
         let started = Instant::now();
         Ok(Self {
             board,
             memory,
             cpus,
-            next_free: layout::HEAP_START,
+            heap: machine.ram.heap(layout::HEAP_START),
             started,
             log,
         })
@@ -95,12 +96,12 @@ impl Platform for InProcess {
     }
 
     fn alloc(&mut self, bytes: u64, align: u64) -> Option<u64> {
-        let at = self.next_free.checked_next_multiple_of(align)?;
+        let at = self.heap.start.checked_next_multiple_of(align)?;
         let end = at.checked_add(bytes)?;
-        if end > layout::HEAP_END {
+        if end > self.heap.end {
             return None;
         }
-        self.next_free = end;
+        self.heap.start = end;
         Some(at)
     }
 
@@ -163,12 +164,12 @@ impl Platform for InProcess {
 /// Runs scenario `index` of [`scenarios::ALL`] on a fresh machine.
 pub fn run(
     index: usize,
-    options: &Options,
+    machine: &Machine,
     apic_ids: &[u32],
     log: Box<dyn FnMut(&str)>,
 ) -> Result<Report, BoardError> {
     Ok(scenarios::run(
         index,
-        &mut InProcess::new(options, apic_ids, log)?,
+        &mut InProcess::new(machine, apic_ids, log)?,
     ))
 }

@@ -10,15 +10,20 @@ use super::error::KvmError;
 /// Page map level 4; the tables below it follow.
 pub(super) const PAGE_TABLES: u64 = 0x9000;
 /// First GPA behind the page tables.
-pub(super) const PAGE_TABLES_END: u64 = PAGE_DIRECTORIES + GIGABYTES * PAGE;
+pub(super) const PAGE_TABLES_END: u64 = HIGH_DIRECTORY + PAGE;
 
 const PAGE_POINTERS: u64 = PAGE_TABLES + PAGE;
 const PAGE_DIRECTORIES: u64 = PAGE_POINTERS + PAGE;
+/// For a heap above 4 GiB: pointers, where they are not among those of the first 512 GiB, and a
+/// directory.
+const HIGH_POINTERS: u64 = PAGE_DIRECTORIES + GIGABYTES * PAGE;
+const HIGH_DIRECTORY: u64 = HIGH_POINTERS + PAGE;
 const PAGE: u64 = 0x1000;
 const LARGE_PAGE: u64 = 2 << 20;
-/// The identity map covers 4 GiB: RAM, BARs, ECAM, IOAPIC and firmware tables are all below.
+/// The identity map covers 4 GiB: the payload, BARs, ECAM, IOAPIC and firmware tables are below.
 const GIGABYTES: u64 = 4;
 const ENTRIES: u64 = 512;
+const GIGABYTE: u64 = ENTRIES * LARGE_PAGE;
 
 const PRESENT_WRITABLE: u64 = 0b11;
 const PAGE_SIZE_BIT: u64 = 1 << 7;
@@ -34,17 +39,29 @@ const RFLAGS: u64 = 2;
 /// Global enable and x2APIC mode of the APIC base register.
 const X2APIC_ENABLED: u64 = 0xc00;
 
-/// Writes the page tables that all CPUs share.
-pub(super) fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), KvmError> {
+/// Bits of a guest physical address (CPUID 8000_0008h); 36 where the leaf is missing.
+pub(super) fn phys_bits(cpuid: &CpuId) -> u8 {
+    let mut leaves = cpuid.as_slice().iter();
+    let leaf = leaves.find(|entry| entry.function == 0x8000_0008);
+    leaf.map_or(36, |entry| entry.eax as u8)
+}
+
+/// Writes the page tables that all CPUs share: 4 GiB, and the GiB at `high` if there is one.
+pub(super) fn write_page_tables(
+    memory: &GuestMemoryMmap,
+    high: Option<u64>,
+) -> Result<(), KvmError> {
     let put = |gpa: u64, entry: u64| {
         memory
             .write_obj(entry, GuestAddress(gpa))
             .map_err(|error| KvmError::Memory(format!("page tables at {gpa:#x}: {error}")))
     };
     put(PAGE_TABLES, PAGE_POINTERS | PRESENT_WRITABLE)?;
-    for gigabyte in 0..GIGABYTES {
-        let directory = PAGE_DIRECTORIES + gigabyte * PAGE;
-        put(PAGE_POINTERS + gigabyte * 8, directory | PRESENT_WRITABLE)?;
+    let gigabyte = |pointers: u64, directory: u64, gigabyte: u64| {
+        put(
+            pointers + gigabyte % ENTRIES * 8,
+            directory | PRESENT_WRITABLE,
+        )?;
         for entry in 0..ENTRIES {
             let gpa = (gigabyte * ENTRIES + entry) * LARGE_PAGE;
             put(
@@ -52,8 +69,21 @@ pub(super) fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), KvmError
                 gpa | PAGE_SIZE_BIT | PRESENT_WRITABLE,
             )?;
         }
+        Ok(())
+    };
+    for n in 0..GIGABYTES {
+        gigabyte(PAGE_POINTERS, PAGE_DIRECTORIES + n * PAGE, n)?;
     }
-    Ok(())
+    let Some(high) = high else { return Ok(()) };
+    let high = high / GIGABYTE;
+    let pointers = match high / ENTRIES {
+        0 => PAGE_POINTERS,
+        pml4e => {
+            put(PAGE_TABLES + pml4e * 8, HIGH_POINTERS | PRESENT_WRITABLE)?;
+            HIGH_POINTERS
+        }
+    };
+    gigabyte(pointers, HIGH_DIRECTORY, high)
 }
 
 /// Puts a new vCPU where the payload's border says that CPU `index` starts.
@@ -136,11 +166,10 @@ mod tests {
     use kvm_bindings::kvm_cpuid_entry2;
 
     #[test]
-    fn the_identity_map_reaches_the_last_byte_below_4_gib() {
+    fn the_identity_map_reaches_the_last_byte_below_4_gib_and_of_a_heap_above() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
-        write_page_tables(&memory).unwrap();
         let read = |gpa: u64| memory.read_obj::<u64>(GuestAddress(gpa)).unwrap();
-        for gpa in [0, 0x10_0000, 0xe000_0000, 0xfec0_0000, 0xffff_ffff_u64] {
+        let walk = |gpa: u64| {
             let pml4e = read(PAGE_TABLES + (gpa >> 39 & 511) * 8);
             let pdpte = read((pml4e & !0xfff) + (gpa >> 30 & 511) * 8);
             let pde = read((pdpte & !0xfff) + (gpa >> 21 & 511) * 8);
@@ -150,7 +179,28 @@ mod tests {
                 "{gpa:#x}"
             );
             assert_eq!(pde & !0x1f_ffff, gpa & !0x1f_ffff, "{gpa:#x}");
+        };
+        for high in [None, Some(1 << 32), Some(1 << 40)] {
+            write_page_tables(&memory, high).unwrap();
+            for gpa in [0, 0x10_0000, 0xe000_0000, 0xfec0_0000, 0xffff_ffff_u64] {
+                walk(gpa);
+            }
+            if let Some(high) = high {
+                walk(high);
+                walk(high + GIGABYTE - 1);
+            }
         }
+    }
+
+    #[test]
+    fn the_width_of_addresses_is_the_low_byte_of_its_leaf() {
+        let leaf = kvm_cpuid_entry2 {
+            function: 0x8000_0008,
+            eax: 0x3028,
+            ..Default::default()
+        };
+        assert_eq!(phys_bits(&CpuId::from_entries(&[leaf]).unwrap()), 40);
+        assert_eq!(phys_bits(&CpuId::from_entries(&[]).unwrap()), 36);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::bus::Bus;
@@ -24,13 +24,12 @@ use super::error::KvmError;
 use super::inject::Injector;
 use super::payload::Payload;
 use super::vcpu::{self, Ending, Shared};
+use crate::ram::Ram;
 
 /// Pins of the userspace IOAPIC: GSIs 0–23, whose level-triggered routes make KVM tell the VMM of
 /// EOIs.
 pub const IOAPIC_PINS: u32 = 24;
 
-/// RAM ends below the window of BARs, ECAM and interrupt controllers.
-const MAX_RAM: u64 = 0xc000_0000;
 /// The payload's image starts here; all that the VMM places for itself is below.
 const LOW_MEMORY: u64 = 1 << 20;
 /// Pages that Intel's virtualization needs in the guest's physical address space.
@@ -44,8 +43,8 @@ const _: () = assert!(cpu::PAGE_TABLES_END <= LOW_MEMORY);
 /// The machine that is wanted.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Bytes of RAM, from GPA 0; whole pages, 2 MiB to 3 GiB.
-    pub ram_bytes: u64,
+    /// RAM; at least 2 MiB, and where the CPUs' addresses reach.
+    pub ram: Ram,
     /// x2APIC IDs of the CPUs, all different; the first is the boot CPU's.
     pub apic_ids: Vec<u32>,
     /// How long the payload may run.
@@ -56,7 +55,7 @@ impl Default for Config {
     /// Two CPUs, 64 MiB and a minute.
     fn default() -> Self {
         Self {
-            ram_bytes: 64 << 20,
+            ram: Ram::default(),
             apic_ids: vec![0, 1],
             timeout: Duration::from_secs(60),
         }
@@ -102,14 +101,16 @@ impl Machine {
     /// KVM is not usable or lacks something, or `config` is not possible; the error says which.
     pub fn new(config: Config) -> Result<Self, KvmError> {
         let kvm = open()?;
-        check(&config, kvm.get_max_vcpu_id())?;
-        let vm = create_vm(&kvm)?;
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), config.ram_bytes as usize)])
-            .map_err(|error| KvmError::Memory(format!("{} bytes: {error}", config.ram_bytes)))?;
-        map_ram(&vm, &memory, config.ram_bytes)?;
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
+        check(&config, kvm.get_max_vcpu_id(), cpu::phys_bits(&cpuid))?;
+        let vm = create_vm(&kvm)?;
+        let memory = config
+            .ram
+            .map()
+            .map_err(|error| KvmError::Memory(format!("{}: {error}", config.ram)))?;
+        map_ram(&vm, &memory)?;
         // KVM makes the vCPU's number its x2APIC ID.
         let vcpus = config
             .apic_ids
@@ -130,8 +131,8 @@ impl Machine {
         })
     }
 
-    /// Guest RAM, zero but for what the caller writes. Below 1 MiB, pages 7000h–EFFFh are the
-    /// machine's own; from 1 MiB on it is the payload's.
+    /// Guest RAM, zero but for what the caller writes. Below 1 MiB, pages 7000h–10FFFh are
+    /// the machine's own; from 1 MiB on it is the payload's.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
     }
@@ -164,13 +165,13 @@ impl Machine {
         payload: &Payload,
         start: Start,
     ) -> Result<RunResult, KvmError> {
-        let ram = LOW_MEMORY..self.config.ram_bytes;
-        payload.load(&self.memory, ram.clone())?;
-        cpu::write_page_tables(&self.memory)?;
+        let ram = &self.config.ram;
+        payload.load(&self.memory, LOW_MEMORY..ram.low_end())?;
+        cpu::write_page_tables(&self.memory, ram.high_heap())?;
         for ((index, vcpu), apic_id) in self.vcpus.iter().enumerate().zip(&self.config.apic_ids) {
             cpu::set_up(vcpu, &self.cpuid, index, *apic_id, payload.entry())?;
         }
-        let heap = payload.end().next_multiple_of(LOW_MEMORY)..ram.end;
+        let heap = ram.heap(payload.end().next_multiple_of(LOW_MEMORY));
         self.write_boot_info(start, heap)?;
 
         let began = Instant::now();
@@ -271,7 +272,7 @@ pub(super) fn open() -> Result<Kvm, KvmError> {
     Ok(kvm)
 }
 
-fn check(config: &Config, vcpu_ids: usize) -> Result<(), KvmError> {
+fn check(config: &Config, vcpu_ids: usize, phys_bits: u8) -> Result<(), KvmError> {
     let ids = &config.apic_ids;
     let wrong = if ids.is_empty() || ids.len() > MAX_CPUS {
         format!("{} CPUs; a machine has 1 to {MAX_CPUS}", ids.len())
@@ -285,13 +286,13 @@ fn check(config: &Config, vcpu_ids: usize) -> Result<(), KvmError> {
         .find(|id| ids.iter().filter(|i| i == id).count() > 1)
     {
         format!("APIC ID {id} is given to two CPUs")
-    } else if !config.ram_bytes.is_multiple_of(4096)
-        || !(2 * LOW_MEMORY..=MAX_RAM).contains(&config.ram_bytes)
-    {
+    } else if config.ram.low_end() < 2 * LOW_MEMORY {
+        format!("{} of RAM; the least is 2 MiB", config.ram)
+    } else if phys_bits < 64 && config.ram.end() > 1 << phys_bits {
         format!(
-            "{} bytes of RAM; whole pages from {} to {MAX_RAM} are possible",
-            config.ram_bytes,
-            2 * LOW_MEMORY
+            "RAM ends at {:#x}, but a guest physical address of this host's KVM has {phys_bits} \
+             bits",
+            config.ram.end()
         )
     } else {
         return Ok(());
@@ -324,23 +325,24 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
     Ok(vm)
 }
 
-fn map_ram(vm: &VmFd, memory: &GuestMemoryMmap, bytes: u64) -> Result<(), KvmError> {
-    let host = memory
-        .get_host_address(GuestAddress(0))
-        .map_err(|error| KvmError::Memory(error.to_string()))?;
-    let region = kvm_userspace_memory_region {
-        slot: 0,
-        flags: 0,
-        guest_phys_addr: 0,
-        memory_size: bytes,
-        userspace_addr: host as u64,
-    };
-    // SAFETY: `host` starts a mapping of `bytes` bytes that `memory` owns. A guest reaches it only
-    // while a vCPU runs, and who has a vCPU has the memory: `Machine` has both, and each vCPU thread
-    // has a `Shared`, which holds it. Rust code accesses it only through vm-memory, which expects
-    // others to change it.
-    unsafe { vm.set_user_memory_region(region) }
-        .map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))
+/// One memory slot for each region.
+fn map_ram(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), KvmError> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the pointer starts a mapping of the region's length that `memory` owns. A guest
+        // reaches it only while a vCPU runs, and who has a vCPU has the memory: `Machine` has both,
+        // and each vCPU thread has a `Shared`, which holds it. Rust code accesses it only through
+        // vm-memory, which expects others to change it.
+        unsafe { vm.set_user_memory_region(slot) }
+            .map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
 }
 
 fn read_report(memory: &GuestMemoryMmap) -> Result<Report, KvmError> {
@@ -415,18 +417,21 @@ mod tests {
             (64 << 20, (0..17).collect(), "17 CPUs"),
             (64 << 20, vec![0, 5000], "APIC ID 5000"),
             (64 << 20, vec![0, 300, 300], "APIC ID 300 is given to two"),
-            (1 << 20, vec![0], "bytes of RAM"),
-            (MAX_RAM + 4096, vec![0], "bytes of RAM"),
-            ((64 << 20) + 1, vec![0], "bytes of RAM"),
+            (
+                1 << 20,
+                vec![0],
+                "1 MiB below 4 GiB of RAM; the least is 2 MiB",
+            ),
+            (80 << 30, vec![0], "has 36 bits"),
         ] {
             let config = Config {
-                ram_bytes: ram,
+                ram: Ram::emulated(ram).unwrap(),
                 apic_ids: ids,
                 ..Config::default()
             };
-            let error = check(&config, 4096).unwrap_err().to_string();
+            let error = check(&config, 4096, 36).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
-        check(&Config::default(), 4096).unwrap();
+        check(&Config::default(), 4096, 36).unwrap();
     }
 }

@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use amdvi_guest::boot::REPORT_GPA;
 use amdvi_guest::report::Report;
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::IntoBytes;
 
 use super::bus::NoDevices;
+use super::cpu;
 use super::error::KvmError;
 use super::machine::{Config, Machine, Start, open};
 use super::payload::Payload;
+use crate::ram::Ram;
 
 /// What this host's KVM offers. Its `Display` is a sentence for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub struct Offer {
     pub extension: Option<&'static str>,
     /// Highest x2APIC ID that a vCPU can have.
     pub max_apic_id: u32,
+    /// Bits of a guest physical address.
+    pub phys_bits: u8,
     /// Instructions per second of a tight loop, in millions; measured, so it varies.
     pub million_per_second: u64,
 }
@@ -33,9 +38,11 @@ impl fmt::Display for Offer {
         }
         write!(
             f,
-            ": a 64-bit guest runs, about {} million instructions/s, APIC IDs up to {}",
+            ": a 64-bit guest runs, about {} million instructions/s, APIC IDs up to {}, \
+             {} address bits",
             self.million_per_second.max(1),
-            self.max_apic_id
+            self.max_apic_id,
+            self.phys_bits
         )
     }
 }
@@ -50,9 +57,12 @@ const TURNS: u32 = 20_000;
 /// Why KVM is not usable here: no device, no permission, a capability missing, or a guest that does
 /// not run; the error says which.
 pub fn probe() -> Result<Offer, KvmError> {
-    let ids = open()?.get_max_vcpu_id();
+    let kvm = open()?;
+    let cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
     let machine = Machine::new(Config {
-        ram_bytes: 2 << 20,
+        ram: Ram::emulated(2 << 20).map_err(|error| KvmError::Config(error.to_string()))?,
         apic_ids: vec![0],
         timeout: Duration::from_secs(10),
     })?;
@@ -80,7 +90,8 @@ pub fn probe() -> Result<Offer, KvmError> {
     let micros = result.elapsed.as_micros().max(1) as u64;
     Ok(Offer {
         extension: extension(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
-        max_apic_id: ids as u32 - 1,
+        max_apic_id: kvm.get_max_vcpu_id() as u32 - 1,
+        phys_bits: cpu::phys_bits(&cpuid),
         million_per_second: 2 * u64::from(TURNS) / micros,
     })
 }
@@ -120,12 +131,13 @@ mod tests {
         let offer = Offer {
             extension: None,
             max_apic_id: 4095,
+            phys_bits: 48,
             million_per_second: 0,
         };
         assert_eq!(
             offer.to_string(),
             "KVM in software (the CPU shows neither svm nor vmx): a 64-bit guest runs, about 1 \
-             million instructions/s, APIC IDs up to 4095"
+             million instructions/s, APIC IDs up to 4095, 48 address bits"
         );
     }
 }

@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::time::Duration;
 
+use amdvi_hostcap::ram::Placement;
 use amdvi_hostcap::{Decision, HostCapSpec};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Summary;
+use crate::run::host::HostIommu;
 use crate::run::machine::Machine;
 use crate::run::plan::Job;
 use crate::run::{Accel, Outcome};
@@ -70,11 +72,7 @@ impl Human {
     /// Host, request and offer.
     pub fn header(&mut self, accel: &Accel, why: &str, machine: &Machine) {
         self.field("Runs on", &format!("{}: {why}", accel.name()));
-        let host = match &machine.host_caps {
-            HostCapSpec::None => "does not matter: no function is passed through".to_owned(),
-            spec => spec.to_string(),
-        };
-        self.field("Host IOMMU", &host);
+        self.host(&machine.host);
         self.field("Requested", &machine.requested.text);
         let offered = match machine.interrupts_per_function() {
             0 => "no interrupt remapping".to_owned(),
@@ -87,6 +85,11 @@ impl Human {
             .collect();
         let names: Vec<_> = on.iter().map(|(name, _)| name.as_str()).collect();
         self.field("Offered", &format!("{offered}: {}", names.join(", ")));
+        let ram = match machine.ram.layout().placement {
+            Placement::BelowFourGib => machine.ram.to_string(),
+            _ => format!("{}: {}", machine.ram, machine.ram.layout().reason),
+        };
+        self.field("RAM", &ram);
         self.line("");
         self.decisions(&machine.offer.decisions);
         self.line("");
@@ -96,6 +99,43 @@ impl Human {
         );
         let title = self.paint(Colour::Bold, &title);
         self.line(&title);
+    }
+
+    /// What was asked, what each source said, what could not be asked, and what does not agree.
+    fn host(&mut self, host: &HostIommu) {
+        if host.spec == HostCapSpec::None {
+            return self.field(
+                "Host IOMMU",
+                "does not matter: no function is passed through",
+            );
+        }
+        self.field("Host IOMMU", &host.spec.to_string());
+        for (source, facts) in host.asked() {
+            let said = match facts {
+                0 => "states no fact".to_owned(),
+                1 => "states 1 fact".to_owned(),
+                n => format!("states {n} facts"),
+            };
+            self.remark(Colour::Dim, &format!("{source} {said}"));
+        }
+        for gap in host.facts.gaps() {
+            self.remark(Colour::Yellow, &format!("unknown: {gap}"));
+        }
+        for conflict in host.facts.conflicts() {
+            self.remark(Colour::Yellow, &format!("conflict: {conflict}"));
+        }
+        for note in host.facts.notes() {
+            self.remark(Colour::Dim, &format!("noted: {note}"));
+        }
+    }
+
+    /// A sentence below a field.
+    fn remark(&mut self, colour: Colour, text: &str) {
+        for (n, part) in wrap(text, LINE - 13).iter().enumerate() {
+            let indent = if n == 0 { 11 } else { 13 };
+            let part = self.paint(colour, part);
+            self.line(&format!("{:indent$}{part}", ""));
+        }
     }
 
     fn decisions(&mut self, decisions: &[Decision]) {
@@ -256,6 +296,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ram::RamWish;
     use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
@@ -283,16 +324,62 @@ mod tests {
             ms: 12,
             device: "amd-iommu".into(),
             host_caps: "none".into(),
+            ram: "64 MiB below 4 GiB".into(),
             on_its_own_machine: false,
             log: vec!["a line of the guest".into()],
         }
     }
 
+    fn machine(host: &str, memory: &str) -> Machine {
+        let device = "amd-iommu,numint2k=on".parse().unwrap();
+        let wish = RamWish {
+            size: memory.parse().unwrap(),
+            ..RamWish::default()
+        };
+        Machine::new(&device, &HostIommu::ask(&host.parse().unwrap()), &wish).unwrap()
+    }
+
+    fn header(host: &str, memory: &str) -> String {
+        let buffer = Buffer::default();
+        let mut human = Human::new(Box::new(buffer.clone()), false);
+        human.header(&Accel::InProcess, "", &machine(host, memory));
+        String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn the_header_says_how_much_ram_is_where_and_why() {
+        let text = header("none", "64M");
+        assert!(text.contains("RAM        64 MiB below 4 GiB\n"), "{text}");
+        let text = header("mock:hthole=on", "10G");
+        let ram =
+            "RAM        3 GiB below 4 GiB + 7 GiB above 1 TiB: RAM above 4 GiB moves above 1 TiB";
+        assert!(
+            text.contains(ram) && text.contains("HyperTransport"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_header_says_which_source_was_asked_and_what_could_not_be_learnt() {
+        let text = header("mock:numint2k=off", "64M");
+        assert!(text.contains("mock:numint2k=off states 2 facts"), "{text}");
+        let text = header("file:/nowhere/host.json", "64M");
+        assert!(
+            text.contains("file:/nowhere/host.json states no fact"),
+            "{text}"
+        );
+        assert!(text.contains("unknown: file:/nowhere/host.json"), "{text}");
+        let text = header("none", "64M");
+        assert!(
+            text.contains("does not matter") && !text.contains("states"),
+            "{text}"
+        );
+    }
+
     fn printed(terminal: bool, passed: bool) -> String {
         let buffer = Buffer::default();
         let mut human = Human::new(Box::new(buffer.clone()), terminal);
-        let device = "amd-iommu,numint2k=on".parse().unwrap();
-        let machine = Machine::new(&device, &"mock:numint2k=off".parse().unwrap());
+        let machine = machine("mock:numint2k=off", "64M");
         human.header(&Accel::InProcess, "there is no /dev/kvm", &machine);
         let outcomes = [outcome(passed)];
         human.finish(Progress(None), &outcomes[0]);

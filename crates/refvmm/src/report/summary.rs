@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use amdvi_hostcap::Decision;
+use amdvi_hostcap::ram::RamLayout;
+use amdvi_hostcap::{Conflict, Decision, Early, Fact, Gap, Note};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -40,6 +41,11 @@ struct Object<'a> {
     requested: &'a str,
     offered: BTreeMap<String, Value>,
     decisions: &'a [Decision],
+    host_facts: Vec<&'a Fact<Early>>,
+    host_gaps: Vec<&'a Gap>,
+    host_notes: Vec<&'a Note>,
+    host_conflicts: Vec<Conflict>,
+    ram: &'a RamLayout,
     scenarios: &'a [Outcome],
     not_run: &'a [LeftOut],
     passed: bool,
@@ -47,13 +53,19 @@ struct Object<'a> {
 
 /// The JSON object, in one line.
 pub fn json(summary: &Summary<'_>) -> String {
+    let facts = &summary.machine.host.facts;
     let object = Object {
         accel: summary.accel.name(),
         host: summary.host,
-        host_caps: summary.machine.host_caps.to_string(),
+        host_caps: summary.machine.host.spec.to_string(),
         requested: &summary.machine.requested.text,
         offered: summary.machine.offered(),
         decisions: &summary.machine.offer.decisions,
+        host_facts: facts.early().iter().collect(),
+        host_gaps: facts.gaps().collect(),
+        host_notes: facts.notes().collect(),
+        host_conflicts: facts.conflicts(),
+        ram: summary.machine.ram.layout(),
         scenarios: summary.outcomes,
         not_run: summary.left_out,
         passed: summary.passed(),
@@ -65,6 +77,8 @@ pub fn json(summary: &Summary<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ram::RamWish;
+    use crate::run::host::HostIommu;
 
     fn outcome(passed: bool) -> Outcome {
         Outcome {
@@ -79,6 +93,7 @@ mod tests {
             ms: 12,
             device: "amd-iommu".into(),
             host_caps: "none".into(),
+            ram: "64 MiB below 4 GiB".into(),
             on_its_own_machine: false,
             log: vec!["not for programs".into()],
         }
@@ -86,7 +101,8 @@ mod tests {
 
     fn machine() -> Machine {
         let device = "amd-iommu,numint2k=on".parse().unwrap();
-        Machine::new(&device, &"mock:numint2k=off".parse().unwrap())
+        let host = HostIommu::ask(&"mock:numint2k=off".parse().unwrap());
+        Machine::new(&device, &host, &RamWish::default()).unwrap()
     }
 
     #[test]
@@ -116,6 +132,21 @@ mod tests {
                 .as_str()
                 .is_some_and(|reason| !reason.is_empty())
         );
+        let fact = &object["host_facts"][0];
+        assert_eq!(
+            (&fact["subject"], &fact["value"]),
+            (&"numint2k".into(), &false.into())
+        );
+        for list in ["host_gaps", "host_notes", "host_conflicts"] {
+            assert!(object[list].is_array(), "{list}");
+        }
+        let region = &object["ram"]["regions"][0];
+        assert_eq!(
+            (&region["base"], &region["size"], &region["kind"]),
+            (&0.into(), &(64 << 20).into(), &"ram".into())
+        );
+        assert_eq!(object["ram"]["placement"], "below-4-gib");
+        assert!(object["ram"]["reason"].is_string());
         let scenario = &object["scenarios"][0];
         assert_eq!(scenario["name"], "intremap-2k");
         for number in ["delivered", "blocked", "events", "ns_per_interrupt", "ms"] {

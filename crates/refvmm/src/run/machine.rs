@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use amdvi_device::Options;
 use amdvi_device::options::OptionError;
 use amdvi_guest::boot::MAX_CPUS;
-use amdvi_hostcap::{Facts, Feature, HostCapSpec, Offer, Request, negotiate};
+use amdvi_hostcap::{Feature, Offer, Request, Shown, negotiate};
 use amdvi_regs::mmio::ExtendedFeature;
 use serde_json::Value;
 
+use super::host::HostIommu;
 use crate::layout;
+use crate::ram::{Ram, RamError, RamWish};
 
 /// EFR.HATS: no host page tables.
 const HATS_NONE: u8 = 3;
@@ -42,33 +45,43 @@ pub struct Machine {
     pub requested: Device,
     /// What is built: the request, less what the host can't keep.
     pub options: Options,
-    /// What was asked of the host.
-    pub host_caps: HostCapSpec,
+    /// What the host's IOMMU can do.
+    pub host: Arc<HostIommu>,
     /// Why.
     pub offer: Offer,
+    /// Its RAM, which that host has a say in.
+    pub ram: Ram,
 }
 
 impl Machine {
-    /// Asks the host, and takes from the device what it can't keep.
-    pub fn new(requested: &Device, host_caps: &HostCapSpec) -> Self {
-        let source = host_caps.build();
-        // No function is passed through here, so that only early facts can exist.
-        let facts = Facts::collect([source.as_ref()], &[]);
-        let offer = negotiate(&request(&requested.options), &facts);
+    /// Takes from the device what the host can't keep, and places RAM where the host lets it.
+    ///
+    /// # Errors
+    /// There is no place for that RAM.
+    pub fn new(
+        requested: &Device,
+        host: &Arc<HostIommu>,
+        wish: &RamWish,
+    ) -> Result<Self, RamError> {
+        // First, as a VMM has to: no device can be bound yet.
+        let ram = Ram::plan(wish, host.facts.early())?;
+        let offer = negotiate(&request(&requested.options), &host.facts);
         let mut options = requested.options.clone();
         for decision in offer.withheld() {
             // Only what the device has can be requested of it, so it knows every name.
             let _ = options.limit(decision.feature.name(), decision.granted.level());
         }
-        Self {
+        Ok(Self {
             requested: requested.clone(),
             options,
-            host_caps: host_caps.clone(),
+            host: Arc::clone(host),
             offer,
-        }
+            ram,
+        })
     }
 
     /// What the guest is offered, by name: the device's options and the features of its registers.
+    /// Features as in the decisions: page tables (`hats`, `gats`) are counted by all their levels.
     pub fn offered(&self) -> BTreeMap<String, Value> {
         let mut offered = BTreeMap::new();
         for item in self.options.to_string().split(',').skip(1) {
@@ -80,9 +93,11 @@ impl Machine {
         }
         let features = request(&self.options);
         for feature in Feature::ALL {
-            if let Some(value) = option_value(&feature.spell(features.get(feature))) {
-                offered.insert(feature.name().to_owned(), value);
-            }
+            let value = match feature.shown(features.get(feature)) {
+                Shown::Switch(on) => on.into(),
+                Shown::Number(number) => number.into(),
+            };
+            offered.insert(feature.name().to_owned(), value);
         }
         offered
     }
@@ -150,9 +165,42 @@ pub fn apic_ids(cpus: usize, high: bool) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use amdvi_hostcap::ram::Placement;
 
     fn machine(device: &str, host_caps: &str) -> Machine {
-        Machine::new(&device.parse().unwrap(), &host_caps.parse().unwrap())
+        let host = HostIommu::ask(&host_caps.parse().unwrap());
+        Machine::new(&device.parse().unwrap(), &host, &RamWish::default()).unwrap()
+    }
+
+    #[test]
+    fn page_tables_are_offered_by_all_their_levels_as_the_decisions_have_it() {
+        let machine = machine("amd-iommu,dma-remap=on,hats=6", "mock:numint2k=off");
+        let offered = machine.offered();
+        assert_eq!((&offered["hats"], &offered["gats"]), (&6.into(), &4.into()));
+        for decision in serde_json::to_value(&machine.offer.decisions)
+            .unwrap()
+            .as_array()
+            .unwrap()
+        {
+            let name = decision["feature"].as_str().unwrap();
+            assert_eq!(offered[name], decision["granted"], "{name}");
+        }
+    }
+
+    #[test]
+    fn ram_lies_where_the_machine_s_host_lets_it() {
+        let wish = RamWish {
+            size: "10G".parse().unwrap(),
+            ..RamWish::default()
+        };
+        let place = |spec: &str| {
+            let host = HostIommu::ask(&spec.parse().unwrap());
+            let machine = Machine::new(&"amd-iommu".parse().unwrap(), &host, &wish).unwrap();
+            machine.ram.layout().placement
+        };
+        assert_eq!(place("none"), Placement::AboveFourGib);
+        assert_eq!(place("mock:"), Placement::AboveOneTib);
+        assert_eq!(place("mock:htrangeignore=on"), Placement::AboveFourGib);
     }
 
     #[test]

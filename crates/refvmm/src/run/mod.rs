@@ -59,6 +59,8 @@ pub struct Outcome {
     pub device: String,
     /// The host that was described to it.
     pub host_caps: String,
+    /// Where its RAM was.
+    pub ram: String,
     /// That device and host were the scenario's own, although others were asked for.
     pub on_its_own_machine: bool,
     /// What the guest printed.
@@ -84,7 +86,8 @@ pub fn run(job: &Job, accel: &Accel, timeout: Duration) -> Outcome {
         accel: accel.name(),
         ms: started.elapsed().as_millis() as u64,
         device: job.machine.requested.text.clone(),
-        host_caps: job.machine.host_caps.to_string(),
+        host_caps: job.machine.host.spec.to_string(),
+        ram: job.machine.ram.to_string(),
         on_its_own_machine: job.on_its_own,
         log,
     };
@@ -107,10 +110,10 @@ pub fn run(job: &Job, accel: &Accel, timeout: Duration) -> Outcome {
 fn in_process(job: &Job, timeout: Duration) -> (Result<Report, String>, Vec<String>) {
     let (lines, log) = mpsc::channel();
     let (done, result) = mpsc::channel();
-    let (index, options, apic_ids) = (job.index, job.machine.options.clone(), job.apic_ids.clone());
+    let (index, machine, apic_ids) = (job.index, job.machine.clone(), job.apic_ids.clone());
     let body = move || {
         let log = Box::new(move |line: &str| drop(lines.send(line.to_owned())));
-        let report = inproc::run(index, &options, &apic_ids, log);
+        let report = inproc::run(index, &machine, &apic_ids, log);
         drop(done.send(report.map_err(|error| error.to_string())));
     };
     let result = match std::thread::Builder::new()

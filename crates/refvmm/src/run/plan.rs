@@ -1,20 +1,26 @@
 //! Which scenarios run, and on which machine each.
 
+use std::sync::Arc;
+
 use amdvi_device::options::OptionError;
 use amdvi_guest::boot::MAX_CPUS;
 use amdvi_guest::scenarios::{self, Scenario};
 use amdvi_hostcap::{HostCapSpec, SpecError};
 
+use super::host::HostIommu;
 use super::machine::{Device, Machine, apic_ids};
 use crate::board::{self, BoardError};
+use crate::ram::{RamError, RamWish};
 
 /// What the user asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Wishes {
     /// `--device`.
     pub device: Option<Device>,
-    /// `--host-caps`.
-    pub host_caps: Option<HostCapSpec>,
+    /// `--host-caps`, asked.
+    pub host: Option<Arc<HostIommu>>,
+    /// `--memory`, `--heap`, and what the CPUs can address.
+    pub ram: RamWish,
     /// `--scenario`, empty for all.
     pub scenarios: Vec<String>,
     /// `--cpus`.
@@ -68,6 +74,9 @@ pub enum PlanError {
     /// The device has no place on the board.
     #[error(transparent)]
     Board(#[from] BoardError),
+    /// RAM has no place in the machine.
+    #[error(transparent)]
+    Ram(#[from] RamError),
     /// A scenario's own device string is wrong: a mistake in the scenario.
     #[error("scenario `{name}`: {error}")]
     Device {
@@ -130,7 +139,7 @@ pub fn names() -> String {
 }
 
 /// The scenario's own machine.
-fn own(scenario: &'static Scenario) -> Result<Machine, PlanError> {
+fn own(scenario: &'static Scenario, ram: &RamWish) -> Result<Machine, PlanError> {
     let name = scenario.name;
     let device: Device = scenario
         .needs
@@ -143,7 +152,7 @@ fn own(scenario: &'static Scenario) -> Result<Machine, PlanError> {
             .parse()
             .map_err(|error| PlanError::HostCaps { name, error })?,
     };
-    Ok(Machine::new(&device, &host_caps))
+    Ok(Machine::new(&device, &HostIommu::ask(&host_caps), ram)?)
 }
 
 fn job(
@@ -152,7 +161,7 @@ fn job(
     scenario: &'static Scenario,
     named: bool,
 ) -> Result<Result<Job, LeftOut>, PlanError> {
-    let own = own(scenario)?;
+    let own = own(scenario, &wishes.ram)?;
     let cpus = scenario
         .needs
         .cpus
@@ -166,13 +175,14 @@ fn job(
         on_its_own,
         apic_ids,
     };
-    if wishes.device.is_none() && wishes.host_caps.is_none() {
+    if wishes.device.is_none() && wishes.host.is_none() {
         return Ok(Ok(job(own, false)));
     }
     let wished = Machine::new(
         wishes.device.as_ref().unwrap_or(&own.requested),
-        wishes.host_caps.as_ref().unwrap_or(&own.host_caps),
-    );
+        wishes.host.as_ref().unwrap_or(&own.host),
+        &wishes.ram,
+    )?;
     Ok(match fit(scenario, &own, &wished) {
         Fit::Suits => Ok(job(wished, false)),
         // Who asks for exactly this scenario on exactly this machine gets the answer.
@@ -185,7 +195,7 @@ fn job(
             ),
         }),
         Fit::Contradicts => {
-            let same = own.requested == wished.requested && own.host_caps == wished.host_caps;
+            let same = own.requested == wished.requested && own.host.spec == wished.host.spec;
             Ok(job(own, !same))
         }
     })
@@ -238,9 +248,9 @@ mod tests {
     fn wishes(device: Option<&str>, host_caps: Option<&str>, scenarios: &[&str]) -> Wishes {
         Wishes {
             device: device.map(|text| text.parse().unwrap()),
-            host_caps: host_caps.map(|text| text.parse().unwrap()),
+            host: host_caps.map(|text| HostIommu::ask(&text.parse().unwrap())),
             scenarios: scenarios.iter().map(|name| (*name).to_owned()).collect(),
-            cpus: None,
+            ..Wishes::default()
         }
     }
 

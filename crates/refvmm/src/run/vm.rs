@@ -104,7 +104,7 @@ fn build_and_run(
     log: &mut Vec<String>,
 ) -> Result<Report, String> {
     let config = Config {
-        ram_bytes: layout::RAM_SIZE,
+        ram: job.machine.ram.clone(),
         apic_ids: job.apic_ids.clone(),
         timeout,
     };
