@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
-use amdvi_core::Slot;
+use amdvi_core::{Invalidation, Slot};
 use amdvi_regs::DeviceId;
 use amdvi_regs::command::{COMMAND_SIZE, Command, CompletionWait};
 use amdvi_regs::event::{CommandHardwareError, Event, IllegalCommandError};
 use amdvi_regs::mmio::ExtendedFeature;
 
-use crate::host::{Changes, Observer};
+use crate::host::{Changes, Invalidated, Observer};
 use crate::iommu::{Inner, Iommu};
 
 /// Type field of a hardware-error event: nothing answers at the address.
@@ -35,6 +35,7 @@ struct Waiting {
     epoch: u64,
     undrained: bool,
     changes: Changes,
+    invalidated: Invalidated,
     slots: Arc<[Arc<Slot>]>,
     observers: Arc<[Arc<dyn Observer>]>,
 }
@@ -89,9 +90,12 @@ impl Iommu {
                         self.fabric
                             .drain(waiting.slots.iter(), std::thread::yield_now);
                     }
-                    if !waiting.changes.is_empty() {
-                        for observer in waiting.observers.iter() {
+                    for observer in waiting.observers.iter() {
+                        if !waiting.changes.is_empty() {
                             observer.changed(&waiting.changes);
+                        }
+                        if !waiting.invalidated.is_empty() {
+                            observer.invalidated(&waiting.invalidated);
                         }
                     }
                     self.update(|inner| self.complete(inner, &waiting));
@@ -131,6 +135,7 @@ impl Iommu {
                     epoch: inner.epoch,
                     undrained: std::mem::take(&mut inner.undrained),
                     changes: std::mem::replace(&mut inner.changes, Changes::none()),
+                    invalidated: std::mem::replace(&mut inner.invalidated, Invalidated::none()),
                     slots: inner.slots.clone(),
                     observers: inner.observers.clone(),
                 });
@@ -155,11 +160,18 @@ impl Iommu {
                 self.fabric.invalidate_all();
                 inner.undrained = true;
                 inner.changes = Changes::All;
+                inner.invalidated = Invalidated::All;
             }
-            // Translations are not cached: all that an invalidation has to end is what is in
-            // flight.
-            Command::InvalidateIommuPages(_) | Command::InvalidateIotlbPages(_) => {
+            // PDE asks for cached upper levels too: only leaves are cached.
+            Command::InvalidateIommuPages(c) => {
+                let (domain, range) = (c.domain_id(), c.range());
+                self.fabric.journal.append(Invalidation {
+                    domain: Some(domain),
+                    pasid: c.gn().then_some(c.pasid()),
+                    range,
+                });
                 inner.undrained = true;
+                inner.invalidated.add(domain, range);
             }
             // A prefetch is a hint. The others are not offered, so they are not legal.
             _ => {}

@@ -1,32 +1,26 @@
 //! A device's way through the IOMMU.
 
 use std::fmt;
-use std::ops::Deref;
 use std::sync::Arc;
 
-use amdvi_core::{InFlight, Requester, Slot, dtab};
-use amdvi_dma::{Access, Exclusion, Request, RequestKind, Span, WalkContext};
+use amdvi_core::Slot;
+use amdvi_dma::{Access, Cause, Failed, Mapped, Mapper, Piece};
 use amdvi_irt::{Delivery, FaultReason, LintPin, Outcome, Remapped, Remapper};
-use amdvi_regs::dte::{DteQ0, DteQ1};
-use amdvi_regs::event::{DevTabHardwareError, Event, IoPageFault};
+use amdvi_regs::DeviceId;
 use amdvi_regs::msi::Msi;
-use amdvi_regs::{DeviceId, PhysMemory};
 
 use crate::iommu::Iommu;
 use crate::pci::VIRTUAL_ADDRESS_BITS;
 
-/// Type field of a hardware-error event: nothing answers at the address.
-const MASTER_ABORT: u8 = 1;
-
 /// One function behind the IOMMU, as one thread uses it: a PCI function's queue, an IOAPIC, an
 /// HPET.
 ///
-/// A handle belongs to one thread at a time; [`clone`](Clone::clone) it for others. A remapped
-/// interrupt that hits the handle's cache takes no lock.
+/// A handle belongs to one thread at a time; [`clone`](Clone::clone) it for others. An interrupt or
+/// a DMA access that hits the handle's caches takes no lock.
 pub struct Endpoint {
     iommu: Arc<Iommu>,
     remapper: Remapper,
-    dma: Requester,
+    mapper: Mapper,
 }
 
 /// What became of an interrupt request.
@@ -56,21 +50,13 @@ pub enum Abort {
     Translation(amdvi_dma::Reason),
 }
 
-/// The beginning of a DMA access, translated.
-///
-/// Access memory while this lives: it is what a COMPLETION_WAIT waits for. For that reason the
-/// thread that holds it must not access the device's registers.
-#[derive(Debug)]
-pub struct Mapped<'a> {
-    span: Span,
-    _in_flight: InFlight<'a>,
-}
-
-impl Deref for Mapped<'_> {
-    type Target = Span;
-
-    fn deref(&self) -> &Span {
-        &self.span
+impl From<Cause> for Abort {
+    fn from(cause: Cause) -> Self {
+        match cause {
+            Cause::DeviceIdOutOfRange(device_id) => Self::DeviceIdOutOfRange(device_id),
+            Cause::DteUnreadable(gpa) => Self::DteUnreadable(gpa),
+            Cause::Translation(reason) => Self::Translation(reason),
+        }
     }
 }
 
@@ -81,7 +67,13 @@ impl Iommu {
         let endpoint = Endpoint {
             iommu: self.clone(),
             remapper: Remapper::new(self.fabric.clone(), device_id, Remapper::FULL_CACHE),
-            dma: Requester::new(self.fabric.clone(), device_id),
+            mapper: Mapper::new(
+                self.fabric.clone(),
+                self.iotlb.clone(),
+                device_id,
+                Mapper::DEFAULT_ENTRIES,
+                VIRTUAL_ADDRESS_BITS,
+            ),
         };
         let slots = endpoint.slots().map(Arc::clone);
         self.update(|inner| inner.slots = inner.slots.iter().cloned().chain(slots).collect());
@@ -91,7 +83,7 @@ impl Iommu {
 
 impl Endpoint {
     fn slots(&self) -> [&Arc<Slot>; 2] {
-        [self.remapper.slot(), self.dma.slot()]
+        [self.remapper.slot(), self.mapper.slot()]
     }
 
     /// The IOMMU that this function is behind.
@@ -101,7 +93,7 @@ impl Endpoint {
 
     /// The DeviceID that requests carry.
     pub fn device_id(&self) -> DeviceId {
-        self.dma.slot().device_id()
+        self.mapper.slot().device_id()
     }
 
     /// Changes the DeviceID: the function's bus was renumbered.
@@ -150,101 +142,68 @@ impl Endpoint {
 
     /// Translates the beginning of an untranslated DMA request of `len` bytes at `iova`.
     ///
-    /// The result covers up to the end of the page; ask again for what lies behind it. A request
-    /// that fails is aborted as a whole by a device that stops at the first error, so one request
-    /// logs one event.
+    /// The result covers up to the end of the page; ask again for what lies behind it, or use
+    /// [`access`](Self::access). Access memory while the result lives: it is what a COMPLETION_WAIT
+    /// waits for. For that reason the thread that holds it must not access the device's registers.
     ///
     /// # Errors
     ///
     /// [`Abort`] if the access must not happen.
+    #[inline]
     pub fn translate(&mut self, iova: u64, len: u64, access: Access) -> Result<Mapped<'_>, Abort> {
         let iommu = &*self.iommu;
-        let in_flight = self.dma.enter();
-        let request = Request {
-            device_id: in_flight.device_id(),
-            iova,
-            len,
-            access,
-            kind: RequestKind::Untranslated,
-        };
-        match translate(&in_flight, &*iommu.memory, &request) {
-            Ok(span) => Ok(Mapped {
-                span,
-                _in_flight: in_flight,
-            }),
-            Err(Failure { abort, event, once }) => {
-                let logged = event.map(|event| {
-                    let ((), emission) = iommu.locked(|inner| {
-                        let memory = &*iommu.memory;
-                        if once {
-                            inner
-                                .registers
-                                .log_event_once(memory, request.device_id, &event);
-                        } else {
-                            inner.registers.log_event(memory, &event);
-                        }
-                    });
-                    emission
-                });
-                drop(in_flight);
-                if let Some(emission) = logged {
-                    iommu.emit(emission);
+        self.mapper
+            .translate(&*iommu.memory, iova, len, access)
+            .map_err(|failed| iommu.abort(failed))
+    }
+
+    /// Carries out an untranslated DMA transaction of `len` bytes at `iova`: hands it to `piece`,
+    /// translated, in order. It stops at the first piece that fails, so one transaction logs at most
+    /// one event; what came before has happened, as on a bus. `piece` runs while the transaction is
+    /// in flight and must not access the device's registers.
+    ///
+    /// # Errors
+    ///
+    /// [`Abort`] if a part of it must not happen.
+    pub fn access(
+        &mut self,
+        iova: u64,
+        len: u64,
+        access: Access,
+        piece: impl FnMut(&Piece),
+    ) -> Result<(), Abort> {
+        let iommu = &*self.iommu;
+        self.mapper
+            .pieces(&*iommu.memory, iova, len, access, piece)
+            .map_err(|failed| iommu.abort(failed))
+    }
+}
+
+impl Iommu {
+    /// Logs what a failed DMA request leads to while it is in flight; interrupts of the device itself
+    /// go out after that.
+    #[cold]
+    fn abort(&self, failed: Failed<'_>) -> Abort {
+        let device_id = failed.device_id();
+        let emission = failed.event.map(|event| {
+            let ((), emission) = self.locked(|inner| {
+                if failed.suppress_after_first {
+                    inner
+                        .registers
+                        .log_event_once(&*self.memory, device_id, &event);
+                } else {
+                    inner.registers.log_event(&*self.memory, &event);
                 }
-                Err(abort)
-            }
+            });
+            emission
+        });
+        let abort = failed.cause.into();
+        drop(failed);
+        if let Some(emission) = emission {
+            self.emit(emission);
         }
+        abort
     }
-}
-
-/// A failed translation before it is logged.
-struct Failure {
-    abort: Abort,
-    event: Option<Event>,
-    once: bool,
-}
-
-/// Finds the DTE and asks the engine. Every guest word is loaded once.
-fn translate(
-    in_flight: &InFlight<'_>,
-    memory: &dyn PhysMemory,
-    request: &Request,
-) -> Result<Span, Failure> {
-    let view = in_flight.view();
-    let control = view.control();
-    let [base, limit] = view.exclusion();
-    let context = WalkContext::new(control, view.efr(), view.efr2(), VIRTUAL_ADDRESS_BITS)
-        .with_exclusion(Exclusion::from_registers(base, limit));
-    let device_id = request.device_id;
-    let (mut q0, mut q1) = (DteQ0::new(), DteQ1::new());
-    if control.iommu_en() {
-        let failure = |abort, event: Event| Failure {
-            abort,
-            event: Some(event),
-            once: false,
-        };
-        let gpa = dtab::locate(view, device_id).map_err(|_| {
-            let event = IoPageFault::new()
-                .with_device_id(device_id.0)
-                .with_rw(request.access.writes())
-                .with_address(request.iova);
-            failure(Abort::DeviceIdOutOfRange(device_id), event.into())
-        })?;
-        let unreadable = |_| {
-            let event = DevTabHardwareError::new()
-                .with_device_id(device_id.0)
-                .with_rw(request.access.writes())
-                .with_kind(MASTER_ABORT)
-                .with_address_16(gpa >> 4);
-            failure(Abort::DteUnreadable(gpa), event.into())
-        };
-        q0 = DteQ0::from_bits(memory.load_u64(gpa).map_err(unreadable)?);
-        q1 = DteQ1::from_bits(memory.load_u64(gpa + 8).map_err(unreadable)?);
-    }
-    amdvi_dma::translate(&context, q0, q1, request, memory).map_err(|fault| Failure {
-        abort: Abort::Translation(fault.reason),
-        event: fault.event,
-        once: fault.suppress_after_first,
-    })
 }
 
 impl Iommu {

@@ -2,6 +2,7 @@
 
 use amdvi_irt::Delivery;
 use amdvi_regs::DeviceId;
+use amdvi_regs::command::InvalidationRange;
 
 /// The VMM's side: where interrupts go, and who continues with commands.
 ///
@@ -31,6 +32,16 @@ pub trait Observer: Send + Sync {
     /// and after each register write that changes what all tables mean. No lock is held: the
     /// observer may access the device and resolve routes.
     fn changed(&self, changes: &Changes);
+
+    /// DMA mappings of these domains and ranges are gone or have changed: whoever keeps copies of
+    /// them drops these, and reads the tables again if it wants to know what is there now.
+    ///
+    /// Called when [`changed`](Self::changed) is, after it, with everything that INVALIDATE_IOMMU_PAGES
+    /// and INVALIDATE_IOMMU_ALL named since; a function that moves to another domain or table is a
+    /// matter of `changed`. Observers of interrupts have nothing to do here.
+    fn invalidated(&self, ranges: &Invalidated) {
+        let _ = ranges;
+    }
 }
 
 /// What an invalidation has touched.
@@ -75,5 +86,110 @@ impl Changes {
         } else {
             list.insert(place, device_id);
         }
+    }
+}
+
+/// DMA mappings that the guest has invalidated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Invalidated {
+    /// By DomainID and addresses; at most [`Invalidated::MAX_RANGES`], and none inside another.
+    Ranges(Vec<(u16, InvalidationRange)>),
+    /// Any mapping of any domain.
+    All,
+}
+
+impl Invalidated {
+    /// More ranges than this become whole domains, and more domains become [`Invalidated::All`].
+    pub const MAX_RANGES: usize = 64;
+
+    /// Nothing.
+    pub(crate) const fn none() -> Self {
+        Self::Ranges(Vec::new())
+    }
+
+    /// Whether nothing is invalidated.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Ranges(list) if list.is_empty())
+    }
+
+    /// Whether a mapping of `domain` for the bytes from `first` to `last` inclusive is among them.
+    pub fn covers(&self, domain: u16, first: u64, last: u64) -> bool {
+        match self {
+            Self::Ranges(list) => list
+                .iter()
+                .any(|(d, range)| *d == domain && range.overlaps(first, last)),
+            Self::All => true,
+        }
+    }
+
+    pub(crate) fn add(&mut self, domain: u16, range: InvalidationRange) {
+        let Self::Ranges(list) = self else { return };
+        let inside = |outer: InvalidationRange, inner: InvalidationRange| {
+            outer.first() <= inner.first() && inner.last() <= outer.last()
+        };
+        if list.iter().any(|(d, r)| *d == domain && inside(*r, range)) {
+            return;
+        }
+        list.retain(|(d, r)| *d != domain || !inside(range, *r));
+        if list.len() == Self::MAX_RANGES {
+            let mut domains: Vec<u16> = list.iter().map(|(d, _)| *d).chain([domain]).collect();
+            domains.sort_unstable();
+            domains.dedup();
+            if domains.len() > Self::MAX_RANGES {
+                *self = Self::All;
+                return;
+            }
+            *list = domains
+                .into_iter()
+                .map(|d| (d, InvalidationRange::All))
+                .collect();
+        } else {
+            list.push((domain, range));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(n: u64) -> InvalidationRange {
+        InvalidationRange::decode(n << 13, false)
+    }
+
+    #[test]
+    fn a_range_inside_another_is_told_once() {
+        let mut invalidated = Invalidated::none();
+        invalidated.add(1, page(1));
+        invalidated.add(1, page(1));
+        invalidated.add(2, page(1));
+        invalidated.add(1, InvalidationRange::All);
+        invalidated.add(1, page(7));
+        assert_eq!(
+            invalidated,
+            Invalidated::Ranges(vec![(2, page(1)), (1, InvalidationRange::All)])
+        );
+        assert!(invalidated.covers(1, 0, 0) && !invalidated.covers(2, 0, 0xfff));
+    }
+
+    #[test]
+    fn many_ranges_become_domains_and_many_domains_become_all() {
+        let mut invalidated = Invalidated::none();
+        for n in 0..Invalidated::MAX_RANGES as u64 {
+            invalidated.add((n % 2) as u16, page(n));
+            assert!(!invalidated.covers(0, 1 << 40, 1 << 40));
+        }
+        invalidated.add(2, page(0));
+        let everything = |d| (d, InvalidationRange::All);
+        assert_eq!(
+            invalidated,
+            Invalidated::Ranges([0, 1, 2].map(everything).to_vec())
+        );
+        for domain in 3..Invalidated::MAX_RANGES as u16 {
+            invalidated.add(domain, page(0));
+        }
+        assert_ne!(invalidated, Invalidated::All);
+        invalidated.add(1000, page(0));
+        assert_eq!(invalidated, Invalidated::All);
     }
 }

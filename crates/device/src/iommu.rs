@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use amdvi_core::{Barrier, Fabric, Slot, View};
+use amdvi_dma::Iotlb;
 use amdvi_irt::Delivery;
 use amdvi_regs::mmio::{Control, DeviceTableBase, ExtendedFeature, ExtendedFeature2, offset};
 use amdvi_regs::{DeviceId, PhysMemory, Segment};
 
-use crate::host::{Changes, Host, Observer};
+use crate::host::{Changes, Host, Invalidated, Observer};
 use crate::mmio::{self, Effects};
 use crate::options::Options;
 use crate::pci;
@@ -22,6 +23,7 @@ use crate::state::{Offer, Registers};
 /// devices behind the IOMMU don't take it at all, except to log a fault.
 pub struct Iommu {
     pub(crate) fabric: Arc<Fabric>,
+    pub(crate) iotlb: Arc<Iotlb>,
     pub(crate) memory: Arc<dyn PhysMemory>,
     pub(crate) host: Arc<dyn Host>,
     offer: Offer,
@@ -35,6 +37,8 @@ pub(crate) struct Inner {
     pub(crate) registers: Registers,
     /// What invalidation commands have touched since observers last heard of it.
     pub(crate) changes: Changes,
+    /// The DMA mappings among it.
+    pub(crate) invalidated: Invalidated,
     /// Something was invalidated since the last drain.
     pub(crate) undrained: bool,
     /// Somebody runs the command processor.
@@ -66,6 +70,7 @@ impl Iommu {
         let view = View::new(offer.efr, offer.efr2);
         Arc::new(Self {
             fabric: Arc::new(Fabric::new(view, Barrier::best())),
+            iotlb: Arc::new(Iotlb::default()),
             memory,
             host,
             offer,
@@ -74,6 +79,7 @@ impl Iommu {
             inner: Mutex::new(Inner {
                 registers: Registers::reset(),
                 changes: Changes::none(),
+                invalidated: Invalidated::none(),
                 undrained: false,
                 processing: false,
                 epoch: 0,
@@ -272,6 +278,7 @@ impl Iommu {
             .flat_map(|observers| observers.iter())
         {
             observer.changed(&Changes::All);
+            observer.invalidated(&Invalidated::All);
         }
         for delivery in emission.interrupts.iter().flatten() {
             self.host.deliver(delivery);

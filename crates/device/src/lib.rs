@@ -58,8 +58,9 @@ pub mod fuzz;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 
-pub use endpoint::{Abort, Endpoint, Mapped, Signal};
-pub use host::{Changes, Host, Observer};
+pub use amdvi_dma::{Mapped, Piece};
+pub use endpoint::{Abort, Endpoint, Signal};
+pub use host::{Changes, Host, Invalidated, Observer};
 pub use iommu::Iommu;
 pub use options::Options;
 pub use save::{RestoreError, SavedState};

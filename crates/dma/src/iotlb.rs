@@ -81,18 +81,65 @@ struct Way {
     stamp: AtomicU64,
 }
 
+impl Way {
+    #[cfg(not(loom))]
+    const fn new() -> Self {
+        Self {
+            tag: AtomicU64::new(0),
+            table: AtomicU64::new(0),
+            value: AtomicU64::new(0),
+            stamp: AtomicU64::new(0),
+        }
+    }
+    #[cfg(loom)]
+    fn new() -> Self {
+        let [tag, table, value, stamp] = core::array::from_fn(|_| AtomicU64::new(0));
+        Self {
+            tag,
+            table,
+            value,
+            stamp,
+        }
+    }
+}
+
+/// Sets that are made at once: an IOTLB has thousands, and a VMM starts in no time.
+#[cfg(not(loom))]
+const BLOCK: usize = 64;
+#[cfg(loom)]
+const BLOCK: usize = 1;
+
 #[derive(Debug)]
-#[repr(align(32))]
-struct Set {
-    ways: [Way; WAYS],
+#[repr(align(128))]
+struct Block {
+    sets: [[Way; WAYS]; BLOCK],
+    /// Of each set: odd while it is written; otherwise twice the number of writes.
+    sequences: [AtomicU64; BLOCK],
+}
+
+impl Block {
+    #[cfg(not(loom))]
+    const fn new() -> Self {
+        Self {
+            sets: [const { [const { Way::new() }; WAYS] }; BLOCK],
+            sequences: [const { AtomicU64::new(0) }; BLOCK],
+        }
+    }
+    #[cfg(loom)]
+    fn new() -> Self {
+        Self {
+            sets: [[Way::new()]],
+            sequences: [AtomicU64::new(0)],
+        }
+    }
 }
 
 /// The shared IOTLB. Its memory is taken when it is made.
 #[derive(Debug)]
 pub struct Iotlb {
-    sets: Box<[Set]>,
-    /// Of each set: odd while it is written; otherwise twice the number of writes.
-    sequences: Box<[AtomicU64]>,
+    blocks: Box<[Block]>,
+    /// Number of sets − 1; it may be less than what the blocks hold.
+    mask: usize,
     /// Page sizes (bit n: 2^n bytes) that were ever put here. Changes a few times in a guest's life.
     sizes: AtomicU64,
 }
@@ -113,27 +160,27 @@ impl Iotlb {
     /// An IOTLB of `entries` leaves (40 bytes each), rounded up to a power of two; at least one set,
     /// at most 2^24 entries.
     pub fn new(entries: usize) -> Self {
-        let len = entries.clamp(WAYS, 1 << 24).next_power_of_two() / WAYS;
-        let way = || Way {
-            tag: AtomicU64::new(0),
-            table: AtomicU64::new(0),
-            value: AtomicU64::new(0),
-            stamp: AtomicU64::new(0),
-        };
+        let sets = entries.clamp(WAYS, 1 << 24).next_power_of_two() / WAYS;
         Self {
-            sets: (0..len)
-                .map(|_| Set {
-                    ways: core::array::from_fn(|_| way()),
-                })
-                .collect(),
-            sequences: (0..len).map(|_| AtomicU64::new(0)).collect(),
+            blocks: (0..sets.div_ceil(BLOCK)).map(|_| Block::new()).collect(),
+            mask: sets - 1,
             sizes: AtomicU64::new(0),
         }
     }
 
     /// How many leaves fit.
     pub fn entries(&self) -> usize {
-        self.sets.len() * WAYS
+        (self.mask + 1) * WAYS
+    }
+
+    #[inline(always)]
+    fn ways(&self, set: usize) -> &[Way; WAYS] {
+        &self.blocks[set / BLOCK].sets[set % BLOCK]
+    }
+
+    #[inline(always)]
+    fn sequence(&self, set: usize) -> &AtomicU64 {
+        &self.blocks[set / BLOCK].sequences[set % BLOCK]
     }
 
     const fn tag(iova: u64, shift: u8) -> u64 {
@@ -147,19 +194,19 @@ impl Iotlb {
         const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
         let mixed = (tag >> 11 ^ key.table.rotate_left(24) ^ key.pasid_bits).wrapping_mul(FACTOR);
         // At most 2^24 sets.
-        (mixed >> 32) as usize & (self.sets.len() - 1)
+        (mixed >> 32) as usize & self.mask
     }
 
     /// Looks for `tag` in `set`; `None` if it isn't there, or the set was being written throughout.
     #[inline(always)]
     fn find(&self, set: usize, key: &Key, tag: u64) -> Option<Found> {
         for _ in 0..ATTEMPTS {
-            let sequence = self.sequences[set].load(Ordering::Acquire);
+            let sequence = self.sequence(set).load(Ordering::Acquire);
             if sequence & 1 == 1 {
                 continue;
             }
             // Acquire: a word of a write in progress brings that write's odd sequence with it.
-            let found = self.sets[set].ways.iter().enumerate().find_map(|(n, way)| {
+            let found = self.ways(set).iter().enumerate().find_map(|(n, way)| {
                 if way.tag.load(Ordering::Acquire) != tag
                     || way.table.load(Ordering::Acquire) != key.table
                 {
@@ -174,7 +221,7 @@ impl Iotlb {
                     stamp,
                 })
             });
-            if self.sequences[set].load(Ordering::Relaxed) == sequence {
+            if self.sequence(set).load(Ordering::Relaxed) == sequence {
                 return found;
             }
         }
@@ -183,13 +230,14 @@ impl Iotlb {
 
     /// Takes the right to write `set`, if nobody has it and nothing was written since `sequence`.
     fn begin(&self, set: usize, sequence: u64) -> bool {
-        self.sequences[set]
+        self.sequence(set)
             .compare_exchange(sequence, sequence | 1, Ordering::Acquire, Ordering::Relaxed)
             .is_ok()
     }
 
     fn end(&self, set: usize, sequence: u64) {
-        self.sequences[set].store(sequence.wrapping_add(2), Ordering::Release);
+        self.sequence(set)
+            .store(sequence.wrapping_add(2), Ordering::Release);
     }
 
     /// The leaf that maps `iova`, if it is cached, allows what is `needed` and was not invalidated by
@@ -232,7 +280,7 @@ impl Iotlb {
                 }
                 // Spare the next one the journal.
                 if self.begin(set, found.sequence) {
-                    let way = &self.sets[set].ways[found.way];
+                    let way = &self.ways(set)[found.way];
                     way.stamp.store(head, Ordering::Release);
                     self.end(set, found.sequence);
                 }
@@ -253,11 +301,11 @@ impl Iotlb {
         if self.sizes.load(Ordering::Relaxed) & size == 0 {
             self.sizes.fetch_or(size, Ordering::Relaxed);
         }
-        let sequence = self.sequences[set].load(Ordering::Acquire);
+        let sequence = self.sequence(set).load(Ordering::Acquire);
         if sequence & 1 == 1 || !self.begin(set, sequence) {
             return;
         }
-        let ways = &self.sets[set].ways;
+        let ways = self.ways(set);
         let same = |way: &Way| {
             way.tag.load(Ordering::Relaxed) == tag
                 && way.table.load(Ordering::Relaxed) == key.table
