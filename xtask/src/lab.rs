@@ -194,7 +194,7 @@ fn fetch(cache: &Path) -> Result<()> {
 
 /// Downloads QEMU into `downloads` and unpacks it in `new`.
 fn unpack(mirror: &str, downloads: &Path, new: &Path) -> Result<()> {
-    let apt = Apt::new(downloads, mirror)?;
+    let apt = Apt::new(downloads, mirror, &[SUITE, BACKPORTS])?;
     println!("lab: reading the package lists of {SUITE} (15 MB)");
     apt.run(&["update"]).context(
         "the package lists can't be read: is there a network, and has the mirror of this \
@@ -275,19 +275,25 @@ struct Apt<'a> {
 }
 
 impl<'a> Apt<'a> {
-    fn new(folder: &'a Path, mirror: &str) -> Result<Self> {
+    fn new(folder: &'a Path, mirror: &str, suites: &[&str]) -> Result<Self> {
         for part in ["lists/partial", "cache/archives/partial", "state"] {
             fs::create_dir_all(folder.join(part))?;
         }
         fs::write(folder.join("status"), "")?;
         let source = |suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
-        let sources = source(SUITE) + &source(BACKPORTS);
+        let sources: String = suites.iter().map(source).collect();
         fs::write(folder.join("sources.list"), sources)?;
         Ok(Self { folder })
     }
 
     fn run(&self, args: &[&str]) -> Result<()> {
-        let mut command = Command::new("apt-get");
+        self.output("apt-get", args).map(drop)
+    }
+
+    /// What apt-get or apt-cache prints. Packages are downloaded into the folder.
+    fn output(&self, program: &str, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(program);
+        command.current_dir(self.folder);
         for (option, value) in [
             ("Dir::State", "state"),
             ("Dir::State::lists", "lists"),
@@ -315,15 +321,17 @@ impl<'a> Apt<'a> {
             .args(["-o", "APT::Architecture=amd64"])
             .args(args)
             .stdin(Stdio::null());
-        let output = command.output().context("cannot start apt-get")?;
+        let output = command
+            .output()
+            .with_context(|| format!("cannot start {program}"))?;
         if !output.status.success() {
             bail!(
-                "`apt-get {}` failed:\n{}",
+                "`{program} {}` failed:\n{}",
                 args.join(" "),
                 String::from_utf8_lossy(&output.stderr).trim_end()
             );
         }
-        Ok(())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 

@@ -142,7 +142,8 @@ impl Generator {
                 let iova = iova | upper | offset;
                 let gpa = table + ((iova >> shift) & (entries - 1)) * 8;
                 let entry = self.disturb_leaf(entry);
-                self.put(gpa, entry);
+                let index = (iova >> shift) & (entries - 1);
+                self.put_leaf(table, index, level, entry);
                 return Mapping {
                     iova,
                     target,
@@ -162,6 +163,30 @@ impl Generator {
             self.put(gpa, entry);
             table = page;
             level = next;
+        }
+    }
+
+    /// Writes a leaf to each slot that its page covers, as section 2.2.3 asks of software: an IOMMU
+    /// may use any of them for the whole page. Where that is impossible the page shrinks.
+    fn put_leaf(&mut self, table: u64, index: u64, level: u8, entry: u64) {
+        let default = level_shift(level).unwrap_or(12);
+        let pte = HostPte::from_bits(entry);
+        let slots = match pte.page_shift(level) {
+            Some(shift) if pte.pr() => 1 << (shift - default),
+            _ => 1,
+        };
+        let first = index & !(slots - 1);
+        let gpas = (first..first + slots).map(|slot| table + slot * 8);
+        if gpas
+            .clone()
+            .any(|gpa| self.case.memory.contains_key(&gpa) || gpa >= table + 0x1000)
+        {
+            let small = pte.with_next_level(HostPte::NEXT_LEVEL_LEAF);
+            self.put(table + index * 8, small.into_bits());
+            return;
+        }
+        for gpa in gpas {
+            self.put(gpa, entry);
         }
     }
 

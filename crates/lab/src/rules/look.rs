@@ -197,16 +197,10 @@ fn invalidates(d: &Difference<'_>, words: [u64; 2], gpa: u64) -> bool {
     match (Command::decode(words), step) {
         (Command::InvalidateIommuAll(_), _) => true,
         (Command::InvalidateIommuPages(c), Step::Dma { iova, .. }) => {
-            let address = c.address_page() << 12;
-            let shift = if c.s() {
-                (address | 0xfff).trailing_ones() + 1
-            } else {
-                12
-            };
-            // The range and the page overlap: the smaller lies in the larger.
-            let shift = shift.max(page_shift(d.case, device, *iova));
+            // An entry that overlaps the range goes, whatever its size.
+            let offset = (1 << page_shift(d.case, device, *iova)) - 1;
             c.domain_id() == d.case.dte(device, 0).q1.domain_id()
-                && (shift >= 52 || address >> shift == iova >> shift)
+                && c.range().overlaps(iova & !offset, iova | offset)
         }
         (Command::InvalidateInterruptTable(c), Step::Msi { .. } | Step::Pin { .. }) => {
             !in_dte && c.device_id() == id
