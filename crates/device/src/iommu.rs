@@ -179,6 +179,14 @@ impl Iommu {
         self.replace(Registers::reset());
     }
 
+    /// Waits until every interrupt and DMA request has ended that began before. What the guest has
+    /// invalidated is out of use then; before memory is handed to another machine, stop the devices
+    /// and call this. Not from a thread that has such a request in flight itself.
+    pub fn quiesce(&self) {
+        let slots = self.lock().slots.clone();
+        self.fabric.drain(slots.iter(), std::thread::yield_now);
+    }
+
     /// The architectural state. Pause the vCPUs first: what they do meanwhile may or may not be in
     /// it. A command that is waiting for its completion is still at the head, and runs again.
     pub fn save(&self) -> SavedState {
@@ -217,6 +225,8 @@ impl Iommu {
                 },
             );
         });
+        // What began under the old state is not to be seen under the new one.
+        self.quiesce();
         // Conditions that hold in a restored state were reported where it was saved.
         self.emit(Emission {
             interrupts: [None; 2],

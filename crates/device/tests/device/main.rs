@@ -1,6 +1,7 @@
 //! Tests of the whole device, by topic.
 
 mod commands;
+mod dma;
 mod endpoint;
 mod fuzz;
 
