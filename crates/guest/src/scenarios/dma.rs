@@ -1,6 +1,6 @@
 //! DMA: untranslated, by the DTE's permissions, blocked, and through a host page table.
 
-use amdvi_regs::command::InvalidateIommuPages;
+use amdvi_regs::command::{InvalidateIommuPages, InvalidationRange};
 use amdvi_regs::dte::{Dte, DteQ0, DteQ1, DteQ2};
 use amdvi_regs::event::IoPageFault;
 
@@ -266,13 +266,14 @@ pub(super) fn v1<P: Platform + ?Sized>(p: &mut P, report: &mut Report) -> Result
     aborted(&mut m, &pages, beside, false, Some(NOT_PRESENT)).during("no page")?;
     aborted(&mut m, &pages, 1 << 39, true, Some(NOT_PRESENT)).during("above Mode 3")?;
 
-    // Permissions are those of all levels together.
+    // Permissions are those of all levels together: all that the PDE covers is invalidated, since
+    // a translation may be cached with what its levels allow.
     let upper = table.level2 + index(READ_AT, 2);
     m.p.write_u64(upper, entry(table.level1, 1, READ));
-    invalidate(&mut m, READ_AT)?;
+    invalidate_block(&mut m, READ_AT, LARGE_PAGE)?;
     aborted(&mut m, &pages, WRITE_AT, true, Some(NOT_PERMITTED)).during("PDE without IW")?;
     m.p.write_u64(upper, entry(table.level1, 1, all));
-    invalidate(&mut m, READ_AT)?;
+    invalidate_block(&mut m, READ_AT, LARGE_PAGE)?;
     copies(&mut m, &pages, READ_AT, WRITE_AT).during("PDE mended")?;
 
     // Unmap: after the completion nothing reaches the page.
@@ -298,11 +299,28 @@ pub(super) fn v1<P: Platform + ?Sized>(p: &mut P, report: &mut Report) -> Result
     )
 }
 
+/// log2 of the 4 KiB of a page, and of the 2 MiB that an entry of level 2 covers.
+const PAGE: u8 = 12;
+const LARGE_PAGE: u8 = 21;
+
 fn invalidate<P: Platform + ?Sized>(m: &mut Machine<'_, P>, iova: u64) -> Result<()> {
+    invalidate_block(m, iova, PAGE)
+}
+
+/// Invalidates the block of 2^`size_log2` bytes around `iova`.
+fn invalidate_block<P: Platform + ?Sized>(
+    m: &mut Machine<'_, P>,
+    iova: u64,
+    size_log2: u8,
+) -> Result<()> {
+    let range = InvalidationRange::Block {
+        start: iova,
+        size_log2,
+    };
     let command = InvalidateIommuPages::new()
         .with_domain_id(DOMAIN)
         .with_pde(true)
-        .with_address_page(iova >> 12);
+        .with_range(range);
     m.iommu.command(m.p, command)
 }
 
