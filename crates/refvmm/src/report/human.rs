@@ -117,22 +117,28 @@ impl Human {
                 n => format!("states {n} facts"),
             };
             self.remark(Colour::Dim, &format!("{source} {said}"));
-        }
-        for gap in host.facts.gaps() {
-            self.remark(Colour::Yellow, &format!("unknown: {gap}"));
+            for gap in host.facts.gaps().filter(|gap| gap.source == source) {
+                let text = format!("  can't tell about {}: {}", gap.scope, gap.problem);
+                self.remark(Colour::Yellow, &text);
+            }
+            for note in host.facts.notes().filter(|note| note.source == source) {
+                let text = format!("  saw on {}: {}", note.scope, note.text);
+                self.remark(Colour::Dim, &text);
+            }
         }
         for conflict in host.facts.conflicts() {
             self.remark(Colour::Yellow, &format!("conflict: {conflict}"));
-        }
-        for note in host.facts.notes() {
-            self.remark(Colour::Dim, &format!("noted: {note}"));
         }
     }
 
     /// A sentence below a field.
     fn remark(&mut self, colour: Colour, text: &str) {
-        for (n, part) in wrap(text, LINE - 13).iter().enumerate() {
-            let indent = if n == 0 { 11 } else { 13 };
+        let indent = 11 + text.len() - text.trim_start().len();
+        for (n, part) in wrap(text.trim_start(), LINE - indent - 2)
+            .iter()
+            .enumerate()
+        {
+            let indent = if n == 0 { indent } else { indent + 2 };
             let part = self.paint(colour, part);
             self.line(&format!("{:indent$}{part}", ""));
         }
@@ -286,7 +292,11 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
                 lines.push(line.trim_end().to_owned());
                 line.clear();
             }
-            line.push_str(word);
+            line.push_str(if line.is_empty() {
+                word.trim_start()
+            } else {
+                word
+            });
         }
         lines.push(line.trim_end().to_owned());
     }
@@ -368,7 +378,10 @@ mod tests {
             text.contains("file:/nowhere/host.json states no fact"),
             "{text}"
         );
-        assert!(text.contains("unknown: file:/nowhere/host.json"), "{text}");
+        assert!(
+            text.contains("can't tell about the host: /nowhere/host.json"),
+            "{text}"
+        );
         let text = header("none", "64M");
         assert!(
             text.contains("does not matter") && !text.contains("states"),
@@ -432,6 +445,7 @@ mod tests {
     fn long_sentences_are_wrapped_at_words() {
         assert_eq!(wrap("one two three", 8), ["one two", "three"]);
         assert_eq!(wrap("unbreakable", 4), ["unbreakable"]);
+        assert_eq!(wrap("one, two", 4), ["one,", "two"]);
         assert_eq!(wrap("", 4), Vec::<String>::new());
     }
 }
