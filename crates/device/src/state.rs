@@ -223,6 +223,7 @@ impl Registers {
                 vector: register.vector(),
                 trigger: Trigger::Edge,
                 assert: false,
+                redirection_hint: false,
                 rq_eoi: false,
             });
         }

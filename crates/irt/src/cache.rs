@@ -100,6 +100,7 @@ impl Cache {
                 Trigger::Edge
             },
             assert: data.assert(),
+            redirection_hint: false,
             rq_eoi: word >> RQ_EOI & 1 == 1,
         })
     }
@@ -139,6 +140,7 @@ mod tests {
             vector,
             trigger: Trigger::Edge,
             assert: false,
+            redirection_hint: false,
             rq_eoi: true,
         }
     }

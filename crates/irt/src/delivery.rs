@@ -41,6 +41,8 @@ pub struct Delivery {
     pub trigger: Trigger,
     /// Level of a level-triggered message: asserted.
     pub assert: bool,
+    /// RH of a message that passes as it is (address bit 3). A remapped interrupt has none.
+    pub redirection_hint: bool,
     /// IRTE.RqEoi: the destination is asked for an EOI (48882 §2.2.5.1).
     pub rq_eoi: bool,
 }
@@ -66,6 +68,7 @@ impl Delivery {
                 Trigger::Edge
             },
             assert: data.assert(),
+            redirection_hint: address.redirection_hint(),
             rq_eoi: false,
         }
     }
@@ -75,7 +78,7 @@ impl fmt::Display for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:?} vector {:#04x} to {} APIC {:#x}{}{}",
+            "{:?} vector {:#04x} to {} APIC {:#x}{}{}{}",
             self.delivery_mode,
             self.vector,
             match self.dest_mode {
@@ -86,6 +89,11 @@ impl fmt::Display for Delivery {
             match self.trigger {
                 Trigger::Edge => "",
                 Trigger::Level => ", level",
+            },
+            if self.redirection_hint {
+                ", redirection hint"
+            } else {
+                ""
             },
             if self.rq_eoi { ", EOI requested" } else { "" },
         )

@@ -219,6 +219,7 @@ pub(crate) fn lint(
         vector: 0,
         trigger: Trigger::Edge,
         assert: true,
+        redirection_hint: false,
         rq_eoi: false,
     };
     if !view.control().iommu_en() {
@@ -379,6 +380,7 @@ impl<M: PhysMemory + ?Sized> Lookup<'_, M> {
                 Trigger::Edge
             },
             assert: data.assert(),
+            redirection_hint: false,
             rq_eoi,
         });
         Walked {

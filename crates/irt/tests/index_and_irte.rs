@@ -153,6 +153,7 @@ fn irte32_gives_vector_destination_mode_type_and_eoi_request() {
         vector: 0x99,
         trigger: Trigger::Edge,
         assert: false,
+        redirection_hint: false,
         rq_eoi: true,
     };
     assert_eq!(rig.remap(PHYSICAL, 511), Outcome::Deliver(expected));

@@ -14,8 +14,8 @@ use proptest::prelude::*;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expected {
-    /// dest, logical, mode, vector, level, assert, eoi
-    Deliver(u32, bool, u8, u8, bool, bool, bool),
+    /// dest, logical, mode, vector, level, assert, hint, eoi
+    Deliver(u32, bool, u8, u8, bool, bool, bool, bool),
     /// IRR address and bit, GA log entry, doorbell
     Posted(u64, u32, Option<u64>, Option<u32>),
     /// Event words, if one is logged.
@@ -44,6 +44,7 @@ fn model(rig: &Rig, control: u64, offers_2k: bool, msi: Msi) -> Expected {
         msi.data as u8,
         bit(msi.data.into(), 15),
         bit(msi.data.into(), 14),
+        bit(msi.address, 3),
         false,
     );
     // "The IOMMU treats a write to FEEx_xxxxh as an interrupt."
@@ -129,6 +130,7 @@ fn model(rig: &Rig, control: u64, offers_2k: bool, msi: Msi) -> Expected {
             vector,
             level,
             assert,
+            false,
             bit(irte, 5),
         );
     }
@@ -170,6 +172,7 @@ fn model(rig: &Rig, control: u64, offers_2k: bool, msi: Msi) -> Expected {
         vector as u8,
         level,
         assert,
+        false,
         bit(low, 5),
     )
 }
@@ -191,6 +194,7 @@ fn observed(rig: &Rig, before: &[(u64, u32)], outcome: Outcome) -> Expected {
             vector,
             trigger,
             assert,
+            redirection_hint,
             rq_eoi,
         }) => Expected::Deliver(
             dest,
@@ -199,6 +203,7 @@ fn observed(rig: &Rig, before: &[(u64, u32)], outcome: Outcome) -> Expected {
             vector,
             trigger == Trigger::Level,
             assert,
+            redirection_hint,
             rq_eoi,
         ),
         Outcome::Posted(posted) => {

@@ -231,3 +231,21 @@ fn lint_messages_go_by_their_own_pass_bits() {
         assert!(matches!(lint(&mut rig, pin), Outcome::Deliver(_)));
     }
 }
+
+#[test]
+fn a_message_that_passes_keeps_its_redirection_hint_and_a_remapped_one_has_none() {
+    let mut rig = legacy();
+    rig.set_irte32(5, irte32(0x41, 2).into_bits());
+    let hint = |outcome| match outcome {
+        Outcome::Deliver(delivery) => delivery.redirection_hint,
+        other => panic!("{other:?}"),
+    };
+    for _cached in 0..2 {
+        assert!(!hint(rig.remap(PHYSICAL | 8, 5)));
+    }
+    rig.set_q2(|q2| q2.with_int_ctl(1));
+    assert!(hint(rig.remap(PHYSICAL | 8, 5)));
+    rig.set_q2(|q2| q2.with_iv(false));
+    assert!(hint(rig.remap(PHYSICAL | 8, 5)));
+    assert!(!hint(rig.remap(PHYSICAL, 5)));
+}

@@ -152,7 +152,7 @@ impl From<Delivery> for Message {
             mode: delivery.delivery_mode,
             vector: delivery.vector,
             level: delivery.trigger == Trigger::Level,
-            hint: delivery.rq_eoi,
+            hint: delivery.redirection_hint || delivery.rq_eoi,
         }
     }
 }

@@ -59,6 +59,7 @@ impl Bus for Sender {
                 Trigger::Edge
             },
             assert: true,
+            redirection_hint: false,
             rq_eoi: false,
         };
         if record.level {
@@ -257,6 +258,7 @@ fn a_delivery_that_the_machine_cannot_make_is_refused_with_a_reason() {
         vector: 0,
         trigger: Trigger::Edge,
         assert: false,
+        redirection_hint: false,
         rq_eoi: false,
     };
     for delivery_mode in [

@@ -26,6 +26,7 @@ impl IoapicSink for Board {
                 Trigger::Edge
             },
             assert: data.assert(),
+            redirection_hint: false,
             rq_eoi: false,
         })
     }

@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             vector: 0x40 + (index % 128) as u8,
             trigger: Trigger::Edge,
             assert: false,
+            redirection_hint: false,
             rq_eoi: false,
         };
         routes.set(gsi, Some(&delivery))?;

@@ -143,6 +143,7 @@ fn fixed(dest: u32, vector: u8) -> Delivery {
         vector,
         trigger: Trigger::Edge,
         assert: false,
+        redirection_hint: false,
         rq_eoi: false,
     }
 }

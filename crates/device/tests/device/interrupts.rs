@@ -38,6 +38,7 @@ fn msi_goes_where_the_capability_says_without_remapping() {
             vector: 0x42,
             trigger: Trigger::Edge,
             assert: false,
+            redirection_hint: false,
             rq_eoi: false,
         }]
     );

@@ -146,6 +146,7 @@ pub fn fixed(vector: u8, dest: u32) -> Outcome {
         vector,
         trigger: Trigger::Edge,
         assert: false,
+        redirection_hint: false,
         rq_eoi: false,
     })
 }

@@ -4,7 +4,7 @@ use amdvi_device::Abort;
 use amdvi_dma::Reason;
 use amdvi_regs::command::Command;
 use amdvi_regs::dte::Dte;
-use amdvi_regs::msi::{DeliveryMode, MsiAddress, MsiData, is_msi_address};
+use amdvi_regs::msi::{MsiAddress, MsiData, is_msi_address};
 use amdvi_regs::pte::{HostPte, TABLE_ENTRIES, level_shift};
 
 use crate::case::{Case, Message, Observation, Outcome, Refusal, Step};
@@ -137,16 +137,6 @@ pub(super) fn message_of(d: &Difference<'_>) -> Option<(MsiAddress, MsiData)> {
         MsiAddress::from_bits(msi.address as u32),
         MsiData::from_bits(msi.data),
     ))
-}
-
-/// Whether the message is of a type that pass bits decide on.
-pub(super) fn is_passed(d: &Difference<'_>) -> bool {
-    message_of(d).is_some_and(|(_, data)| {
-        !matches!(
-            DeliveryMode::from_bits(data.delivery_mode()),
-            DeliveryMode::Fixed | DeliveryMode::LowestPriority
-        )
-    })
 }
 
 /// The command at which our side has halted, at or before the place of the difference.

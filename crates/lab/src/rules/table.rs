@@ -332,19 +332,6 @@ pub static RULES: &[Rule] = &[
                 && message_of(d).is_some_and(|(_, data)| data.level())
         },
     },
-    Rule {
-        name: "redirection-hint-of-a-passed-message",
-        right: Right::Theirs,
-        why: "a message that is not remapped passes unchanged (section 2.2.5), bit 3 of its address \
-              included; our delivery has no place for it",
-        test: "",
-        applies: |d| {
-            delivery(d) == Some(Field::Hint)
-                && message_of(d).is_some_and(|(address, _)| address.redirection_hint())
-                && d.requester()
-                    .is_some_and(|(_, dte)| !dte.q2.iv() || is_passed(d))
-        },
-    },
     // ---- commands ----
     Rule {
         name: "command-not-offered",

@@ -67,6 +67,7 @@ mod tests {
             vector,
             trigger: Trigger::Level,
             assert: true,
+            redirection_hint: false,
             rq_eoi: true,
         }
     }

@@ -148,6 +148,7 @@ mod tests {
             vector: 0x41,
             trigger: Trigger::Edge,
             assert: true,
+            redirection_hint: false,
             rq_eoi: false,
         }
     }

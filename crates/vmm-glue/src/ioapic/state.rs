@@ -57,6 +57,7 @@ impl InService {
             vector: self.vector,
             trigger: Trigger::Level,
             assert: true,
+            redirection_hint: false,
             rq_eoi: self.rq_eoi,
         }
     }

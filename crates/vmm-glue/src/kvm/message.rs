@@ -45,9 +45,10 @@ pub enum MessageError {
 
 /// An MSI in KVM's packing: the three words that `kvm_msi` and `kvm_irq_routing_msi` share.
 ///
-/// - address: FEEh, destination\[7:0\] in \[19:12\], destination mode in bit 2. The redirection hint
-///   stays 0: KVM would treat it as lowest priority, and no field of an IRTE asks for it (RqEoi,
-///   48882 §2.2.5.1, is a request to the destination for an EOI, which KVM has no message for).
+/// - address: FEEh, destination\[7:0\] in \[19:12\], destination mode in bit 2, and in bit 3
+///   the redirection hint of a message that passes unmapped, which KVM treats as lowest priority. A
+///   remapped interrupt has none: no field of an IRTE asks for it (RqEoi, 48882 §2.2.5.1, is a
+///   request to the destination for an EOI, which KVM has no message for).
 /// - data: vector \[7:0\], delivery mode \[10:8\], assert 14, trigger 15.
 ///
 /// KVM accepts an ExtINT message and drops it (`KVM_SIGNAL_MSI` then reports that nothing was
@@ -81,6 +82,7 @@ impl KvmMessage {
         }
         let address = MsiAddress::new()
             .with_logical(delivery.dest_mode == DestMode::Logical)
+            .with_redirection_hint(delivery.redirection_hint)
             .with_dest(dest as u8);
         let data = MsiData::new()
             .with_vector(delivery.vector)
@@ -117,6 +119,7 @@ impl KvmMessage {
                 Trigger::Edge
             },
             assert: data.assert(),
+            redirection_hint: address.redirection_hint(),
             rq_eoi: false,
         }
     }
@@ -172,6 +175,7 @@ mod tests {
             vector,
             trigger: Trigger::Edge,
             assert: false,
+            redirection_hint: false,
             rq_eoi: false,
         }
     }
@@ -330,7 +334,7 @@ mod tests {
         #[test]
         fn every_deliverable_message_survives_kvm(
             dest: u32, logical: bool, mode in prop::sample::select(vec![0u8, 1, 2, 4, 5, 7]),
-            vector: u8, level: bool,
+            vector: u8, level: bool, redirection_hint: bool,
         ) {
             let delivery = Delivery {
                 dest,
@@ -339,6 +343,7 @@ mod tests {
                 vector,
                 trigger: if level { Trigger::Level } else { Trigger::Edge },
                 assert: level,
+                redirection_hint,
                 rq_eoi: false,
             };
             let message = KvmMessage::encode(&delivery, MsiFormat::X2ApicApi).unwrap();

@@ -243,6 +243,7 @@ mod tests {
             vector,
             trigger: Trigger::Edge,
             assert: false,
+            redirection_hint: false,
             rq_eoi: false,
         }
     }

@@ -36,6 +36,7 @@ impl Sink {
                 Trigger::Edge
             },
             assert: data.assert(),
+            redirection_hint: false,
             rq_eoi: false,
         })
     }
@@ -207,6 +208,7 @@ fn an_edge_pin_requests_its_index_and_sends_what_the_iommu_answers() {
         vector: 0x84,
         trigger: Trigger::Edge,
         assert: false,
+        redirection_hint: false,
         rq_eoi: false,
     };
     assert_eq!(
