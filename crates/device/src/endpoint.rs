@@ -4,12 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use amdvi_core::Slot;
-use amdvi_dma::{Access, Cause, Failed, Mapped, Mapper, Piece};
+use amdvi_dma::{Access, Cause, Failed, Failure, Mapped, Mapper, Operation, Piece};
 use amdvi_irt::{Delivery, FaultReason, LintPin, Outcome, Remapped, Remapper};
 use amdvi_regs::DeviceId;
 use amdvi_regs::msi::Msi;
 
-use crate::iommu::Iommu;
+use crate::iommu::{Emission, Iommu};
 use crate::pci::VIRTUAL_ADDRESS_BITS;
 
 /// One function behind the IOMMU, as one thread uses it: a PCI function's queue, an IOAPIC, an
@@ -177,26 +177,99 @@ impl Endpoint {
             .pieces(&*iommu.memory, iova, len, access, piece)
             .map_err(|failed| iommu.abort(failed))
     }
+
+    /// Begins an operation of several transactions that are in flight together.
+    pub fn begin(&mut self) -> DmaOperation<'_> {
+        DmaOperation {
+            operation: self.mapper.enter(),
+            late: Late {
+                iommu: &self.iommu,
+                emissions: Vec::new(),
+            },
+        }
+    }
+}
+
+/// Several DMA transactions of one function that are in flight together, such as the handling of a
+/// queue. COMPLETION_WAIT waits for all of it, so it must be short, and the thread that holds it must
+/// not access the device's registers.
+#[derive(Debug)]
+pub struct DmaOperation<'a> {
+    // Dropped in this order.
+    operation: Operation<'a>,
+    late: Late<'a>,
+}
+
+/// Interrupts of the device itself that go out when nothing is in flight any more.
+struct Late<'a> {
+    iommu: &'a Iommu,
+    emissions: Vec<Emission>,
+}
+
+impl Drop for Late<'_> {
+    fn drop(&mut self) {
+        for emission in self.emissions.drain(..) {
+            self.iommu.emit(emission);
+        }
+    }
+}
+
+impl fmt::Debug for Late<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} emissions", self.emissions.len())
+    }
+}
+
+impl DmaOperation<'_> {
+    /// As [`Endpoint::translate`]; memory may be accessed for as long as the operation lives.
+    ///
+    /// # Errors
+    ///
+    /// [`Abort`] if the access must not happen. What the specification logs is logged.
+    pub fn translate(&mut self, iova: u64, len: u64, access: Access) -> Result<Piece, Abort> {
+        self.attempt(iova, len, access).map_err(|failure| {
+            let iommu = self.late.iommu;
+            let emission = iommu.log_failure(self.operation.device_id(), &failure);
+            // Conditions that raise an interrupt do so once, so these are few.
+            self.late
+                .emissions
+                .extend(emission.filter(|emission| !emission.is_empty()));
+            failure.cause.into()
+        })
+    }
+
+    /// Whether the beginning of such an access would succeed and how far it reaches, without an
+    /// event if it would not.
+    pub fn probe(&mut self, iova: u64, len: u64, access: Access) -> Option<Piece> {
+        self.attempt(iova, len, access).ok()
+    }
+
+    fn attempt(&mut self, iova: u64, len: u64, access: Access) -> Result<Piece, Box<Failure>> {
+        let memory = &*self.late.iommu.memory;
+        self.operation.translate(memory, iova, len, access)
+    }
 }
 
 impl Iommu {
-    /// Logs what a failed DMA request leads to while it is in flight; interrupts of the device itself
-    /// go out after that.
+    /// Logs what a failed DMA request leads to.
+    fn log_failure(&self, device_id: DeviceId, failure: &Failure) -> Option<Emission> {
+        let event = failure.event?;
+        let ((), emission) = self.locked(|inner| {
+            let memory = &*self.memory;
+            if failure.suppress_after_first {
+                inner.registers.log_event_once(memory, device_id, &event);
+            } else {
+                inner.registers.log_event(memory, &event);
+            }
+        });
+        Some(emission)
+    }
+
+    /// Logs a failed DMA request while it is in flight; interrupts of the device itself go out after
+    /// that.
     #[cold]
     fn abort(&self, failed: Failed<'_>) -> Abort {
-        let device_id = failed.device_id();
-        let emission = failed.event.map(|event| {
-            let ((), emission) = self.locked(|inner| {
-                if failed.suppress_after_first {
-                    inner
-                        .registers
-                        .log_event_once(&*self.memory, device_id, &event);
-                } else {
-                    inner.registers.log_event(&*self.memory, &event);
-                }
-            });
-            emission
-        });
+        let emission = self.log_failure(failed.device_id(), &failed);
         let abort = failed.cause.into();
         drop(failed);
         if let Some(emission) = emission {

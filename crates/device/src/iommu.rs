@@ -58,6 +58,12 @@ pub(crate) struct Emission {
     announce: Option<Arc<[Arc<dyn Observer>]>>,
 }
 
+impl Emission {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.interrupts.iter().all(Option::is_none) && self.announce.is_none()
+    }
+}
+
 impl Iommu {
     /// Builds the device in its reset state, enabled at its MMIO base as firmware leaves it.
     pub fn new(options: &Options, memory: Arc<dyn PhysMemory>, host: Arc<dyn Host>) -> Arc<Self> {

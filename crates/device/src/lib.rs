@@ -58,8 +58,8 @@ pub mod fuzz;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 
-pub use amdvi_dma::{Mapped, Piece};
-pub use endpoint::{Abort, Endpoint, Signal};
+pub use amdvi_dma::{Access, Mapped, Piece};
+pub use endpoint::{Abort, DmaOperation, Endpoint, Signal};
 pub use host::{Changes, Host, Invalidated, Observer};
 pub use iommu::Iommu;
 pub use options::Options;

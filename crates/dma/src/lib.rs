@@ -71,7 +71,7 @@ pub use context::{Exclusion, WalkContext};
 pub use dte::{DteDefect, check_dte};
 pub use fault::{Fault, Reason};
 pub use iotlb::Iotlb;
-pub use mapper::{Cause, Failed, Failure, Mapped, Mapper, Piece};
+pub use mapper::{Cause, Failed, Failure, Mapped, Mapper, Operation, Piece};
 pub use ranges::{
     AddressClass, HT_HOLE_BASE, HT_HOLE_END, HtRange, SYSTEM_MANAGEMENT_BASE, classify,
 };

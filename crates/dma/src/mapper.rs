@@ -201,6 +201,14 @@ impl Mapper {
         }
     }
 
+    /// Begins an operation of several translations.
+    pub fn enter(&mut self) -> Operation<'_> {
+        Operation {
+            in_flight: self.requester.enter(),
+            state: &mut self.state,
+        }
+    }
+
     /// Hands `len` bytes at `iova` to `access_piece`, translated piece by piece, in order.
     ///
     /// Stops at the first failure, so one transaction has at most one event; what was handed out
@@ -234,6 +242,49 @@ impl Mapper {
                 Err(failure) => return Err(Failed { failure, in_flight }),
             }
         }
+    }
+}
+
+/// Several translations of one handle under one guard: an operation of a device that is more than one
+/// transaction, such as the handling of a queue.
+///
+/// COMPLETION_WAIT waits for all of it, so it must be short. Each translation is as new as the
+/// invalidations that are known when it is asked for.
+#[derive(Debug)]
+pub struct Operation<'a> {
+    in_flight: InFlight<'a>,
+    state: &'a mut State,
+}
+
+impl Operation<'_> {
+    /// As [`Mapper::translate`]; the memory may be accessed for as long as the operation lives.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] if the access must not happen. Log its event before the operation ends.
+    #[inline]
+    pub fn translate<M: PhysMemory + ?Sized>(
+        &mut self,
+        memory: &M,
+        iova: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<Piece, Box<Failure>> {
+        self.state
+            .resolve(&self.in_flight, memory, iova, len, access)
+    }
+
+    /// The DeviceID that the requests carry.
+    pub fn device_id(&self) -> DeviceId {
+        self.in_flight.device_id()
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("cached_entries", &self.cache.len())
+            .finish_non_exhaustive()
     }
 }
 

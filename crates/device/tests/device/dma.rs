@@ -404,3 +404,32 @@ fn quiesce_waits_for_what_is_in_flight() {
     });
     assert!(done.load(Ordering::Acquire));
 }
+
+#[test]
+fn completion_wait_waits_for_an_operation_of_several_transactions() {
+    let rig = rig();
+    let mut nic = rig.nic();
+    let tail = rig.queue(&[
+        pages(7, InvalidationRange::All),
+        completion_wait_store(STORE, 1).into(),
+    ]);
+    std::thread::scope(|scope| {
+        let mut operation = nic.begin();
+        for n in [1, 2, 1] {
+            let piece = operation.translate(iova(n), 8, Access::Write).unwrap();
+            assert_eq!(piece.gpa, 0x100_0000 + iova(n));
+        }
+        let waiter = scope.spawn(|| rig.write32(offset::COMMAND_TAIL, tail as u32));
+        for _ in 0..100 {
+            std::thread::yield_now();
+            assert_eq!(rig.memory.read(STORE), 0);
+        }
+        assert!(!waiter.is_finished());
+        // What is asked for now is not what was invalidated.
+        assert!(operation.translate(iova(64), 8, Access::Write).is_err());
+        assert_eq!(operation.probe(iova(64), 8, Access::Write), None);
+        drop(operation);
+    });
+    assert_eq!(rig.memory.read(STORE), 1);
+    assert_eq!(rig.take_events().len(), 1, "a question logs nothing");
+}
