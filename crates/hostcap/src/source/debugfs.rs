@@ -45,7 +45,8 @@ impl Debugfs {
         std::fs::OpenOptions::new()
             .write(true)
             .open(path)
-            .and_then(|mut file| writeln!(file, "{:#x}", offset::CONTROL))
+            // In one piece: the kernel takes each write as a number of its own.
+            .and_then(|mut file| file.write_all(format!("{:#x}\n", offset::CONTROL).as_bytes()))
             .map_err(|error| os::file_error(path, &error, NEEDS))?;
         let text = os::read(path, NEEDS)?;
         match shown(&text, offset::CONTROL) {
