@@ -4,6 +4,14 @@
 //! are unpacked into the cache and run from there with their own libraries: nothing is installed,
 //! and root is not needed.
 
+mod build;
+mod cpio;
+mod guest;
+mod host;
+mod host_checks;
+mod kernels;
+mod packages;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +20,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::step::{Outcome, cargo, describe};
+use crate::step::{Outcome, Steps, cargo, describe};
 
 /// Where the lab keeps what it fetches; shared by all checkouts.
 const CACHE_VARIABLE: &str = "AMDVI_LAB_CACHE";
@@ -29,8 +37,15 @@ const NEEDED_DEVICES: [&str; 3] = ["amd-iommu", "edu", "iommu-testdev"];
 /// Arguments of `cargo xtask lab`.
 #[derive(clap::Subcommand)]
 pub(crate) enum Args {
-    /// Fetch what the lab tier needs into its cache
+    /// Fetch what the lab tier needs into its cache: QEMU and Debian's kernels
     Setup,
+    /// Build the lab's own kernel, once: what no kernel of Debian's has
+    Kernel,
+    /// Run amdvi-hostcap inside guests, on Debian's kernels and on the lab's own
+    Host {
+        /// Only tests whose names contain this
+        filter: Option<String>,
+    },
     /// Compare our device with QEMU's amd-iommu on random cases
     #[command(disable_help_flag = true)]
     Diff {
@@ -49,8 +64,29 @@ pub(crate) fn lab(args: &Args) -> Result<ExitCode> {
     match args {
         Args::Setup => {
             let qemu = qemu()?;
+            let cache = cache()?;
+            kernels::debian(&cache, kernels::Debian::V6_12)?;
+            kernels::debian(&cache, kernels::Debian::V7)?;
             println!("the lab is set up; QEMU is {}", qemu.display());
+            if build::cached(&cache).is_none() {
+                println!("its own kernel is not built yet: `cargo xtask lab kernel`");
+            }
             Ok(ExitCode::SUCCESS)
+        }
+        Args::Kernel => {
+            let kernel = build::built(&cache()?)?;
+            println!("Linux {} is {}", kernel.release(), kernel.image().display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Args::Host { filter } => {
+            let mut steps = Steps::default();
+            for set in [host::Set::Debian, host::Set::Built] {
+                let filter = filter.as_deref();
+                if filter.is_none_or(|filter| host::names(set).any(|name| name.contains(filter))) {
+                    steps.run(set.title(), || host::step(set, filter));
+                }
+            }
+            Ok(ExitCode::from(u8::from(!steps.summary())))
         }
         Args::Diff { rest } => {
             let status = diff(&qemu()?, rest)
@@ -75,6 +111,13 @@ pub(crate) fn diff_step() -> Result<Outcome> {
     } else {
         Outcome::Failed(format!("`{}` failed, see above", describe(&command)))
     })
+}
+
+/// The steps that run amdvi-hostcap on real kernels, the quick one first.
+pub(crate) fn host_steps(steps: &mut Steps) {
+    for set in [host::Set::Debian, host::Set::Built] {
+        steps.run(set.title(), || host::step(set, None));
+    }
 }
 
 fn diff(qemu: &Path, rest: &[String]) -> Command {

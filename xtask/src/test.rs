@@ -15,7 +15,8 @@ pub(crate) const FEATURES: &str = "amdvi-regs/serde,amdvi-core/membarrier,amdvi-
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run the lab tier instead: random cases against QEMU's amd-iommu
+    /// Run the lab tier instead: random cases against QEMU's amd-iommu, and host capabilities on
+    /// real kernels; the first run fetches QEMU and kernels and builds one
     #[arg(long)]
     lab: bool,
 }
@@ -25,6 +26,7 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
     let mut steps = Steps::default();
     if args.lab {
         steps.run("differential, QEMU", lab::diff_step);
+        lab::host_steps(&mut steps);
     } else {
         tests(&mut steps)?;
     }
