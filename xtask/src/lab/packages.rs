@@ -21,7 +21,9 @@ pub(super) struct Filling {
 impl Filling {
     pub(super) fn of(place: &Path) -> Result<Self> {
         let mut name = place.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".new.{}", std::process::id()));
+        name.push(".new.");
+        sweep(place, &name.to_string_lossy());
+        name.push(std::process::id().to_string());
         let new = place.with_file_name(name);
         fs::create_dir_all(&new).with_context(|| format!("cannot create {}", new.display()))?;
         Ok(Self {
@@ -46,6 +48,21 @@ impl Drop for Filling {
     }
 }
 
+/// Removes what processes that were interrupted left beside a place: `PREFIX` and the number of
+/// a process that is no more.
+fn sweep(place: &Path, prefix: &str) {
+    let entries = place.parent().map(fs::read_dir);
+    for entry in entries.into_iter().flatten().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
+        if process.is_some_and(|id| !Path::new("/proc").join(id.to_string()).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// The mirror's packages, with an apt state of their own in a folder that goes away with this.
 pub(super) struct Packages {
     folder: PathBuf,
@@ -59,6 +76,7 @@ impl Packages {
             bail!("{KEYRING} is missing: install the package debian-archive-keyring");
         }
         let folder = cache.join(format!("packages.{}", std::process::id()));
+        sweep(&folder, "packages.");
         let packages = Self { folder };
         println!("lab: reading the package lists of {}", suites.join(", "));
         Apt::new(&packages.folder, &mirror()?, suites)?
