@@ -37,32 +37,42 @@ fn run(mapper: &mut Mapper, memory: &Memory, addresses: &[u64]) {
     }
 }
 
-/// Two threads, each doing `turn` `turns` times: the time until both are done.
+/// Each state on a thread of its own, doing `turn` `turns` times: from the moment when all of them
+/// run until the last is done. They spin for each other, so that they run at the same time and not
+/// one after the other on the CPU that woke them.
 pub(crate) fn race<T: Send>(
     turns: u64,
     states: &mut [T],
     turn: impl Fn(&mut T) + Sync,
 ) -> Duration {
-    let start = std::sync::Barrier::new(states.len());
+    let (all, ready) = (states.len() as u64, AtomicU64::new(0));
     std::thread::scope(|scope| {
         let threads: Vec<_> = states
             .iter_mut()
             .map(|state| {
-                let (start, turn) = (&start, &turn);
+                let (ready, turn) = (&ready, &turn);
                 scope.spawn(move || {
-                    start.wait();
+                    ready.fetch_add(1, Ordering::AcqRel);
+                    while ready.load(Ordering::Acquire) < all {
+                        std::hint::spin_loop();
+                    }
                     let began = Instant::now();
                     for _ in 0..turns {
                         turn(state);
                     }
-                    began.elapsed()
+                    (began, Instant::now())
                 })
             })
             .collect();
-        let times = threads
+        let times: Vec<_> = threads
             .into_iter()
-            .map(|thread| thread.join().expect("a bench does not fail"));
-        times.max().unwrap_or_default()
+            .map(|thread| thread.join().expect("a bench does not fail"))
+            .collect();
+        let began = times.iter().map(|(began, _)| *began).min();
+        let ended = times.iter().map(|(_, ended)| *ended).max();
+        began
+            .zip(ended)
+            .map_or(Duration::ZERO, |(began, ended)| ended - began)
     })
 }
 
