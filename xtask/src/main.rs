@@ -5,6 +5,7 @@
 
 mod bench;
 mod fuzz;
+mod instructions;
 mod lab;
 mod lint;
 mod payload;
@@ -37,6 +38,8 @@ enum Command {
     Lint,
     /// Run the benches and print each as a ratio to its baseline
     Bench(bench::Args),
+    /// Count the instructions of the hit paths and compare with what is recorded
+    Instructions(instructions::Args),
     /// Run the fuzz targets for longer, on the stable toolchain or under libFuzzer
     Fuzz(fuzz::Args),
     /// The lab: tests against QEMU, which is fetched into a cache
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::test(&args),
         Command::Lint => lint::lint(),
         Command::Bench(args) => bench::bench(&args),
+        Command::Instructions(args) => instructions::instructions(&args),
         Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Lab(args) => lab::lab(&args),
         Command::Payload => run::build_payload().map(|path| {

@@ -6,7 +6,7 @@ use std::process::{ExitCode, Stdio};
 use anyhow::{Context, Result};
 
 use crate::step::{Outcome, Steps, cargo, target_dir};
-use crate::{lab, run};
+use crate::{instructions, lab, run};
 
 /// The optional features that tests and lints turn on, all that work in one build.
 pub(crate) const FEATURES: &str = "amdvi-regs/serde,amdvi-core/membarrier,amdvi-core/test-utils,\
@@ -55,6 +55,7 @@ fn tests(steps: &mut Steps) -> Result<()> {
             .env("RUSTFLAGS", "--cfg loom")
             .env("CARGO_TARGET_DIR", target_dir().join("loom")),
     );
+    steps.run("instruction counts", || instructions::step(false));
     let binary = run::build_refvmm()?;
     steps.run("scenarios, in-process", || {
         scenarios(&binary, &payload, "in-process")

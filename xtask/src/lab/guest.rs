@@ -194,19 +194,23 @@ fn read(child: &mut Child, log: &Path) -> Result<Receiver<Vec<u8>>> {
 /// Collects output until the report's end (then true), the output's end (then true unless a
 /// report is waited for), a long silence or a point in time.
 fn follow(output: &Receiver<Vec<u8>>, console: &mut Vec<u8>, until: Instant, report: bool) -> bool {
-    let complete = |console: &[u8]| {
-        console
+    // QEMU writes a byte at a time: each is looked at once, with what the marker began before it.
+    let complete = |console: &[u8], seen: usize| {
+        let from = seen.saturating_sub(END.len());
+        console[from..]
             .windows(END.len())
             .any(|window| window == END.as_bytes())
     };
     loop {
         let left = until.saturating_duration_since(Instant::now());
+        let seen = console.len();
         match output.recv_timeout(left.min(SILENCE)) {
             Ok(chunk) => console.extend_from_slice(&chunk),
             Err(RecvTimeoutError::Timeout) => return false,
-            Err(RecvTimeoutError::Disconnected) => return !report || complete(console),
+            // A report that was complete has been found before.
+            Err(RecvTimeoutError::Disconnected) => return !report,
         }
-        if report && complete(console) {
+        if report && complete(console, seen) {
             return true;
         }
     }
@@ -258,7 +262,10 @@ mod tests {
     #[test]
     fn output_that_ends_without_a_report_is_told_from_one_that_hangs() {
         let (sender, output) = channel();
-        sender.send(format!("x\r\n{END}").into_bytes()).unwrap();
+        // In pieces, the first of which ends within the marker.
+        for piece in format!("x\r\n{END}\r\n").as_bytes().chunks(9) {
+            sender.send(piece.to_vec()).unwrap();
+        }
         let mut console = Vec::new();
         let soon = || Instant::now() + Duration::from_millis(1);
         assert!(follow(&output, &mut console, soon(), true));
