@@ -54,6 +54,19 @@ pub mod reg {
     pub const DMA_COMMAND: u64 = 0x5c;
     /// RO: 0 idle, 1 done, 2 aborted by the IOMMU.
     pub const DMA_STATUS: u64 = 0x60;
+    /// RW: DeviceID that DMA_COMMAND's transfers carry, as behind a bridge that was renumbered; the
+    /// function's own after reset.
+    pub const DMA_REQUESTER: u64 = 0x64;
+    /// RW: 1 starts a background stream of DMA writes into the `DMA_STORM_BYTES` at `DMA_IOVA`;
+    /// 0 stops it and returns when its last write has ended. Write n, from 1 on, stores the 64-bit
+    /// number n where [`super::storm_offset`] says.
+    pub const DMA_STORM: u64 = 0x68;
+    /// RW: bytes of the range of the DMA stream, whole pages.
+    pub const DMA_STORM_BYTES: u64 = 0x6c;
+    /// RO, 64 bits: writes of the DMA stream that have ended since it was started, in order.
+    pub const DMA_STORM_SENT: u64 = 0x70;
+    /// RO, 64 bits: those of them that were aborted.
+    pub const DMA_STORM_ABORTED: u64 = 0x78;
     /// RO, 64 bits: interrupts recorded since `RESET_STATS`, of every source in the machine.
     pub const RECORDED: u64 = 0x80;
     /// W: sets the level of an IOAPIC pin: pin in \[15:8\], level in bit 0.
@@ -73,6 +86,22 @@ pub mod reg {
 pub const ID_VALUE: u32 = 0x2048_0001;
 /// Bytes of the DMA buffer.
 pub const DMA_BUFFER_SIZE: u32 = 0x800;
+/// 64-bit words at the start of each page that the DMA stream writes: few, so that a guest can
+/// look at all of them.
+pub const STORM_WORDS: u64 = 32;
+
+/// Where in a range of `pages` 4 KiB pages write `n` (from 1) of the DMA stream goes; 0 for an
+/// empty range.
+///
+/// Each page of the range has its turn, one of its words after the other.
+pub const fn storm_offset(n: u64, pages: u64) -> u64 {
+    let n = n.wrapping_sub(1);
+    match (n.checked_rem(pages), n.checked_div(pages)) {
+        (Some(page), Some(turn)) => 4096 * page + 8 * (turn % STORM_WORDS),
+        _ => 0,
+    }
+}
+
 /// Interrupts that the recorder keeps.
 pub const RECORDS: u64 = 32;
 

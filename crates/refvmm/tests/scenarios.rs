@@ -86,6 +86,12 @@ fn every_promised_scenario_exists() {
         "guest-mode",
         "save-restore",
         "reset",
+        "dma-identity-blocked",
+        "dma-v1",
+        "dma-faults",
+        "dma-invalidate",
+        "exclusion",
+        "save-restore-dma",
     ] {
         assert!(
             outcomes.iter().any(|job| job.scenario.name == name),

@@ -75,6 +75,8 @@ const PLAIN: &str = "amd-iommu,intremap=on,xtsup=on";
 const GUEST_APIC: &str = "amd-iommu,intremap=on,xtsup=on,vapic=on";
 /// Options of a device that remaps DMA as well.
 const DMA: &str = "amd-iommu,intremap=on,dma-remap=on";
+/// The same with as many levels of page tables as there can be.
+const DMA_SIX: &str = "amd-iommu,intremap=on,dma-remap=on,hats=6";
 
 const fn needs(device: &'static str, cpus: usize) -> Needs {
     Needs {
@@ -130,9 +132,17 @@ scenarios! {
     "reset", "registers at their reset values, and the device usable again",
         needs(PLAIN, 2) => state::reset;
     "dma-identity-blocked", "DMA untranslated, by permission, and blocked",
-        needs(DMA, 1) => dma::identity;
-    "dma-v1", "DMA through a host page table",
-        needs(DMA, 1) => dma::v1;
+        needs(DMA, 1) => dma::identity::run;
+    "dma-v1", "DMA through host page tables: each level, each page size",
+        needs(DMA_SIX, 1) => dma::v1::run;
+    "dma-faults", "every fault of DMA through host page tables, with its event record",
+        needs(DMA, 1) => dma::faults::run;
+    "dma-invalidate", "pages taken away under running DMA: nothing lands after COMPLETION_WAIT",
+        needs(DMA, 1) => dma::invalidate::run;
+    "exclusion", "the exclusion range passes untranslated, for all devices or by DTE.EX",
+        needs(DMA, 1) => dma::exclusion::run;
+    "save-restore-dma", "state saved and restored while DMA runs",
+        needs(DMA, 1) => dma::save_restore::run;
 }
 
 /// Runs scenario `index` of [`ALL`] on the machine behind `p`.

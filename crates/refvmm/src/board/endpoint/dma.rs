@@ -1,8 +1,10 @@
 //! DMA: from an IOVA through the IOMMU to guest memory.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use amdvi_dma::Access;
+use amdvi_regs::DeviceId;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::board::socket::Handle;
@@ -11,11 +13,27 @@ use crate::board::socket::Handle;
 pub(super) struct Dma {
     handle: Arc<Handle>,
     memory: Arc<GuestMemoryMmap>,
+    requester: AtomicU16,
 }
 
 impl Dma {
     pub(super) fn new(handle: Arc<Handle>, memory: Arc<GuestMemoryMmap>) -> Self {
-        Self { handle, memory }
+        let requester = AtomicU16::new(handle.lock().device_id().0);
+        Self {
+            handle,
+            memory,
+            requester,
+        }
+    }
+
+    /// The DeviceID that requests carry.
+    pub(super) fn requester(&self) -> DeviceId {
+        DeviceId(self.requester.load(Ordering::Acquire))
+    }
+
+    /// Lets requests carry another DeviceID from the next transfer on.
+    pub(super) fn set_requester(&self, id: DeviceId) {
+        self.requester.store(id.0, Ordering::Release);
     }
 
     /// Copies memory at `iova` to `buffer` or, for a write, the buffer to memory. `false` when the
@@ -23,6 +41,10 @@ impl Dma {
     /// done, as on a real bus.
     pub(super) fn transfer(&self, mut iova: u64, mut buffer: &mut [u8], access: Access) -> bool {
         let mut endpoint = self.handle.lock();
+        // Asked each time: a device that was restored has handed out a new handle.
+        if endpoint.device_id() != self.requester() {
+            endpoint.set_device_id(self.requester());
+        }
         while !buffer.is_empty() {
             let Ok(span) = endpoint.translate(iova, buffer.len() as u64, access) else {
                 return false;

@@ -4,8 +4,10 @@
 //! way of a real function: its own DeviceID, through the IOMMU.
 
 mod dma;
+mod dma_storm;
 mod msix;
 mod sender;
+mod stream;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,6 +25,7 @@ use super::recorder::Recorder;
 use super::socket::Socket;
 use crate::layout;
 use dma::Dma;
+use dma_storm::DmaStorm;
 use msix::{Msix, Request};
 use sender::{Sender, Storm};
 
@@ -50,6 +53,7 @@ struct State {
     dma_iova: u64,
     dma_length: u32,
     dma_status: u32,
+    storm_bytes: u32,
     vmm_status: u32,
     buffer: Box<[u8; DMA_BUFFER_SIZE as usize]>,
 }
@@ -59,6 +63,7 @@ pub(crate) struct TestEndpoint {
     state: Arc<Mutex<State>>,
     sender: Arc<Sender>,
     storm: Storm,
+    dma_storm: DmaStorm,
     recorder: Arc<Recorder>,
     services: Arc<dyn Services>,
 }
@@ -114,18 +119,21 @@ impl TestEndpoint {
             dma_iova: 0,
             dma_length: 0,
             dma_status: 0,
+            storm_bytes: 0,
             vmm_status: 0,
             buffer: Box::new([0; DMA_BUFFER_SIZE as usize]),
         }));
         let dma = Dma::new(socket.handle(REQUESTER), memory.clone());
         let sender = Arc::new(Sender::new(socket.handle(REQUESTER), dma));
         // The stream has its own handle, as each queue of a real device has.
-        let stream_dma = Dma::new(socket.handle(REQUESTER), memory);
+        let stream_dma = Dma::new(socket.handle(REQUESTER), memory.clone());
+        let dma_storm = DmaStorm::new(Dma::new(socket.handle(REQUESTER), memory));
         let storm = Storm::new(sender.for_another_thread(socket.handle(REQUESTER), stream_dma));
         Self {
             state,
             sender,
             storm,
+            dma_storm,
             recorder,
             services,
         }
@@ -154,6 +162,8 @@ impl TestEndpoint {
             reg::NANOS => return stats.nanos(),
             reg::STORM => return u64::from(self.storm.running()),
             reg::STORM_SENT => return self.storm.sent(),
+            reg::DMA_STORM_SENT => return self.dma_storm.sent(),
+            reg::DMA_STORM_ABORTED => return self.dma_storm.aborted(),
             reg::RECORDED => return self.recorder.count(),
             reg::RECORD_0..=RECORD_LAST => {
                 return self.recorder.record((offset - reg::RECORD_0) / 8);
@@ -169,7 +179,8 @@ impl TestEndpoint {
             OUTCOME_WORD => pair(0, stats.outcome()),
             reg::DMA_IOVA => state.dma_iova,
             DMA_LENGTH_WORD => pair(state.dma_length, 0),
-            reg::DMA_STATUS => u64::from(state.dma_status),
+            reg::DMA_STATUS => pair(state.dma_status, u32::from(self.sender.dma().requester().0)),
+            reg::DMA_STORM => pair(u32::from(self.dma_storm.running()), state.storm_bytes),
             VMM_WORD => pair(0, state.vmm_status),
             _ => 0,
         }
@@ -216,6 +227,16 @@ impl TestEndpoint {
             }
             reg::DMA_LENGTH => lock(&self.state).dma_length = value.min(DMA_BUFFER_SIZE),
             reg::DMA_COMMAND => self.transfer(value),
+            reg::DMA_REQUESTER => self.sender.dma().set_requester(DeviceId(value as u16)),
+            reg::DMA_STORM if value & 1 == 1 => {
+                let (iova, bytes) = {
+                    let state = lock(&self.state);
+                    (state.dma_iova, state.storm_bytes)
+                };
+                self.dma_storm.start(iova, u64::from(bytes));
+            }
+            reg::DMA_STORM => self.dma_storm.stop(),
+            reg::DMA_STORM_BYTES => lock(&self.state).storm_bytes = value & !0xfff,
             reg::PIN => self.services.set_pin((value >> 8) as u8, value & 1 == 1),
             reg::VMM_COMMAND => {
                 let done = self.services.vmm_command(value);
@@ -349,6 +370,7 @@ impl Function for TestEndpoint {
 impl Drop for TestEndpoint {
     fn drop(&mut self) {
         self.storm.stop();
+        self.dma_storm.stop();
     }
 }
 

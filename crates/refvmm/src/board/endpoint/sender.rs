@@ -1,9 +1,8 @@
 //! Sending interrupt messages, one at a time or as a stream.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use amdvi_device::Signal;
@@ -11,7 +10,7 @@ use amdvi_dma::Access;
 use amdvi_guest::endpoint::outcome;
 use amdvi_regs::msi::{Msi, is_msi_address};
 
-use super::{MASKED, Request, dma::Dma, lock};
+use super::{MASKED, Request, dma::Dma, stream::Stream};
 use crate::board::socket::Handle;
 
 /// The endpoint's counters.
@@ -142,30 +141,20 @@ impl Sender {
 pub(super) struct Storm {
     sender: Arc<Sender>,
     sent: Arc<AtomicU64>,
-    running: Mutex<Option<Running>>,
+    stream: Stream,
 }
-
-struct Running {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
-}
-
-/// Time between two messages of the stream. Without it a guest whose handler takes longer than a
-/// message would only ever see merged interrupts, and on a small host the stream would take a CPU
-/// from the guest.
-const INTERVAL: Duration = Duration::from_micros(20);
 
 impl Storm {
     pub(super) fn new(sender: Sender) -> Self {
         Self {
             sender: Arc::new(sender),
             sent: Arc::default(),
-            running: Mutex::default(),
+            stream: Stream::default(),
         }
     }
 
     pub(super) fn running(&self) -> bool {
-        lock(&self.running).is_some()
+        self.stream.running()
     }
 
     pub(super) fn sent(&self) -> u64 {
@@ -179,42 +168,27 @@ impl Storm {
         range: Range<u32>,
         request: impl Fn(u32) -> Request + Send + 'static,
     ) {
-        let mut running = lock(&self.running);
-        if running.is_some() || range.is_empty() {
+        if range.is_empty() {
             return;
         }
-        self.sent.store(0, Ordering::Release);
-        let stop = Arc::new(AtomicBool::new(false));
         let (sender, sent) = (Arc::clone(&self.sender), Arc::clone(&self.sent));
-        let stopped = Arc::clone(&stop);
-        let stream = move || {
-            for vector in range.cycle() {
-                if stopped.load(Ordering::Acquire) {
-                    break;
+        let mut vectors = range.cycle();
+        self.stream.start("endpoint-storm", || {
+            sent.store(0, Ordering::Release);
+            move || {
+                if let Some(vector) = vectors.next() {
+                    let request = request(vector);
+                    sender.request(request);
+                    if matches!(request, Request::Send(_)) {
+                        sent.fetch_add(1, Ordering::AcqRel);
+                    }
                 }
-                let request = request(vector);
-                sender.request(request);
-                if matches!(request, Request::Send(_)) {
-                    sent.fetch_add(1, Ordering::AcqRel);
-                }
-                std::thread::sleep(INTERVAL);
             }
-        };
-        // Without a thread the stream does not run, and the register says so.
-        if let Ok(thread) = std::thread::Builder::new()
-            .name("endpoint-storm".into())
-            .spawn(stream)
-        {
-            *running = Some(Running { stop, thread });
-        }
+        });
     }
 
     /// Stops the stream; its last message is delivered when this returns.
     pub(super) fn stop(&self) {
-        let running = lock(&self.running).take();
-        if let Some(running) = running {
-            running.stop.store(true, Ordering::Release);
-            let _ = running.thread.join();
-        }
+        self.stream.stop();
     }
 }
