@@ -172,3 +172,18 @@ impl Record {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dma_stream_visits_each_page_in_turn_and_each_of_its_words() {
+        let offsets: [u64; 6] = core::array::from_fn(|n| storm_offset(n as u64 + 1, 4));
+        assert_eq!(offsets, [0, 0x1000, 0x2000, 0x3000, 8, 0x1008]);
+        let last = 4 * STORM_WORDS;
+        assert_eq!(storm_offset(last, 4), 0x3000 + 8 * (STORM_WORDS - 1));
+        assert_eq!(storm_offset(last + 1, 4), 0);
+        assert_eq!(storm_offset(7, 0), 0);
+    }
+}

@@ -6,6 +6,7 @@ pub(super) mod exclusion;
 pub(super) mod faults;
 pub(super) mod identity;
 pub(super) mod invalidate;
+mod rig;
 pub(super) mod save_restore;
 mod stream;
 mod table;
