@@ -194,7 +194,7 @@ pub(in crate::scenarios) fn run<P: Platform + ?Sized>(
         report,
         format_args!(
             "with Allow or with DTE.EX the pages of the range pass untranslated to the byte, \
-             whatever table and permissions say; those beside it, others' devices, an empty range \
+             whatever table and permissions say; pages beside it, a device without EX, an empty range \
              and ExEn=0 are translated"
         ),
     )
