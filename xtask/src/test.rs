@@ -51,7 +51,16 @@ fn tests(steps: &mut Steps) -> Result<()> {
         "loom",
         "in-flight guard against invalidation, every interleaving",
         cargo()
-            .args(["test", "--release", "-p", "amdvi-core", "--test", "loom"])
+            .args([
+                "test",
+                "--release",
+                "-p",
+                "amdvi-core",
+                "-p",
+                "amdvi-dma",
+                "--test",
+                "loom",
+            ])
             .env("RUSTFLAGS", "--cfg loom")
             .env("CARGO_TARGET_DIR", target_dir().join("loom")),
     );
