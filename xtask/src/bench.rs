@@ -23,7 +23,10 @@ pub(crate) struct Args {
 
 /// Each group of benches and the baseline it is compared with, and how many elements one
 /// iteration of it handles.
-const RATIOS: [(&str, &str); 1] = [("remap/", "baseline/atomic-load")];
+const RATIOS: [(&str, &str); 2] = [
+    ("remap/", "baseline/atomic-load"),
+    ("translate/hit/", "baseline/array-lookup"),
+];
 
 /// Runs the benches.
 pub(crate) fn bench(args: &Args) -> Result<ExitCode> {
