@@ -32,7 +32,7 @@ fn assert_usage(arguments: &[&str], parts: &[&str]) {
     assert_eq!(status, 2, "{stderr}");
     assert_eq!(stdout, "", "{stderr}");
     for part in parts {
-        assert!(stderr.contains(part), "{part}: {stderr}");
+        assert!(says(&stderr, part), "{part}: {stderr}");
     }
 }
 
@@ -140,7 +140,7 @@ fn json_is_the_last_line_of_stdout_and_text_for_people_goes_to_stderr() {
     assert_eq!(object["passed"], true);
     assert_eq!(object["offered"]["numint2k"], true);
     assert_eq!(object["scenarios"][0]["name"], "discover");
-    assert!(stderr.contains("PASSED"), "{stderr}");
+    assert!(says(&stderr, "PASSED"), "{stderr}");
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn a_host_without_2k_takes_it_from_the_guest_and_the_report_says_why() {
             .as_str()
             .is_some_and(|reason| !reason.is_empty())
     );
-    assert!(stderr.contains("512 interrupts per function"), "{stderr}");
+    assert!(says(&stderr, "512 interrupts per function"), "{stderr}");
 }
 
 #[test]
@@ -191,17 +191,25 @@ fn a_scenario_that_fails_on_the_named_machine_fails_the_run() {
     let object = last_line(&stdout);
     assert_eq!(object["passed"], false);
     assert_eq!(object["offered"]["numint2k"], false);
-    assert!(stderr.contains("FAILED: 1 of 1 scenarios"), "{stderr}");
+    assert!(says(&stderr, "FAILED: 1 of 1 scenarios"), "{stderr}");
 }
 
 #[test]
 fn kvm_without_a_payload_is_refused_with_what_to_do() {
     let (status, _, stderr) = refvmm(&["--accel", "kvm", "--scenario", "discover"]);
     assert_eq!(status, 2);
-    assert!(stderr.contains("--accel kvm"), "{stderr}");
+    assert!(says(&stderr, "--accel kvm"), "{stderr}");
 }
 
 /// The report of a short run on that host, and what was printed for people.
+/// Whether a report for people says this. Where its lines end depends on the words, and some of
+/// these are paths of the checkout.
+fn says(text: &str, words: &str) -> bool {
+    let words: Vec<&str> = words.split_whitespace().collect();
+    let text: Vec<&str> = text.split_whitespace().collect();
+    text.join(" ").contains(&words.join(" "))
+}
+
 fn on_host(spec: &str, more: &[&str]) -> (Value, String) {
     let mut arguments = vec!["--json", "--accel", "in-process", "--scenario", "discover"];
     arguments.extend(["--host-caps", spec]);
@@ -247,7 +255,7 @@ fn sysfs_of_a_server_without_2k_takes_it_from_the_guest() {
         facts.iter().any(|fact| fact["subject"] == "numint2k"),
         "{report}"
     );
-    assert!(stderr.contains(&format!("{spec} states ")), "{stderr}");
+    assert!(says(&stderr, &format!("{spec} states")), "{stderr}");
 }
 
 #[test]
@@ -278,7 +286,7 @@ fn iommus_that_disagree_are_a_conflict_and_the_guest_gets_the_lesser() {
             .any(|conflict| conflict["subject"] == "numint2k"),
         "{report}"
     );
-    assert!(stderr.contains("conflict: numint2k kernel"), "{stderr}");
+    assert!(says(&stderr, "conflict: numint2k kernel"), "{stderr}");
 }
 
 #[test]
@@ -296,7 +304,7 @@ fn a_source_that_can_t_be_asked_is_a_gap_with_its_reason_and_never_a_yes() {
         let gaps = report["host_gaps"].as_array().expect("an array");
         let said = |gap: &Value| gap["problem"].as_str().is_some_and(|p| p.contains(part));
         assert!(gaps.iter().any(said), "{spec}: {report}");
-        assert!(stderr.contains("can't tell about "), "{spec}: {stderr}");
+        assert!(says(&stderr, "can't tell about"), "{spec}: {stderr}");
     }
 }
 
@@ -306,7 +314,7 @@ fn auto_runs_whatever_this_host_lets_it_see() {
     assert_eq!(report["host_caps"], "auto");
     assert!(report["host_facts"].is_array() && report["host_gaps"].is_array());
     assert!(!reason(&report, "numint2k").is_empty());
-    assert!(stderr.contains("sysfs:/sys"), "{stderr}");
+    assert!(says(&stderr, "sysfs:/sys"), "{stderr}");
 }
 
 #[test]
