@@ -43,10 +43,7 @@ impl<B: GuestMemoryBackend> DmaSpace<B> {
     /// it for the handling of a request or of a queue, not for good. The thread that holds it must
     /// not access the IOMMU's registers.
     pub fn enter(&mut self) -> DmaMemory<'_, B> {
-        DmaMemory {
-            operation: RefCell::new(self.endpoint.begin()),
-            backend: &self.backend,
-        }
+        DmaMemory::begin(&mut self.endpoint, &self.backend)
     }
 }
 
@@ -69,6 +66,17 @@ impl<B> Clone for DmaSpace<B> {
 pub struct DmaMemory<'a, B> {
     operation: RefCell<DmaOperation<'a>>,
     backend: &'a B,
+}
+
+impl<'a, B: GuestMemoryBackend> DmaMemory<'a, B> {
+    /// As [`DmaSpace::enter`], through an endpoint that is kept elsewhere: behind a lock, say, so
+    /// that it can be exchanged when its IOMMU is.
+    pub fn begin(endpoint: &'a mut Endpoint, backend: &'a B) -> Self {
+        Self {
+            operation: RefCell::new(endpoint.begin()),
+            backend,
+        }
+    }
 }
 
 fn access(permissions: Permissions) -> Access {

@@ -5,7 +5,6 @@
 
 mod dma;
 mod dma_storm;
-mod msix;
 mod sender;
 mod stream;
 
@@ -20,20 +19,16 @@ use amdvi_regs::DeviceId;
 use amdvi_regs::msi::Msi;
 use vm_memory::GuestMemoryMmap;
 
-use super::pci::{Bar, ConfigSpace, Function};
+use super::pci::{Bar, ConfigSpace, Function, Msix, Place, Request};
 use super::recorder::Recorder;
 use super::socket::Socket;
 use crate::layout;
 use dma::Dma;
 use dma_storm::DmaStorm;
-use msix::{Msix, Request};
 use sender::{Sender, Storm};
 
 /// Where the endpoint sits.
 pub(crate) const REQUESTER: DeviceId = DeviceId::new(0, 5, 0);
-
-/// MSI-X capability ID.
-const MSIX_CAPABILITY: u8 = 0x11;
 
 /// What the endpoint asks of the board it is plugged into.
 pub(crate) trait Services: Send + Sync {
@@ -102,17 +97,14 @@ impl TestEndpoint {
             },
             layout::ENDPOINT_BAR4,
         );
-        // Message Control (table size − 1), table at offset 0 of BAR 2, pending bits of BAR 4.
-        let mut body = [0; 10];
-        body[..2].copy_from_slice(&(VECTORS - 1).to_le_bytes());
-        body[2] = 2;
-        body[6] = 4;
-        let msix_control = config.add_capability(MSIX_CAPABILITY, &body, &[0, 0xc0]) + 2;
+        let msix = Msix::new(VECTORS);
+        let at = |bar| Place { bar, offset: 0 };
+        let msix_control = msix.add_capability(&mut config, at(2), at(4));
         config.enable_memory();
         let state = Arc::new(Mutex::new(State {
             config,
             msix_control,
-            msix: Msix::new(),
+            msix,
             start: 0,
             count: 0,
             raw_address: 0,

@@ -26,7 +26,9 @@ pub struct Bar {
     pub size: u32,
 }
 
-/// Bytes, and which of their bits software can write.
+/// Bytes, and which of their bits software can write. A clone of the untouched space is what a reset
+/// restores.
+#[derive(Clone, Debug)]
 pub struct ConfigSpace {
     bytes: Box<[u8; CONFIG_SIZE as usize]>,
     writable: Box<[u8; CONFIG_SIZE as usize]>,
@@ -36,6 +38,8 @@ pub struct ConfigSpace {
     link: usize,
 }
 
+/// Revision ID.
+const REVISION: usize = 0x08;
 /// Header Type, and the bit in it that says that there are more functions.
 const HEADER_TYPE: usize = 0x0e;
 const MULTI_FUNCTION: u8 = 0x80;
@@ -68,6 +72,13 @@ impl ConfigSpace {
     #[must_use]
     pub fn multi_function(mut self) -> Self {
         self.bytes[HEADER_TYPE] |= MULTI_FUNCTION;
+        self
+    }
+
+    /// Sets the Revision ID.
+    #[must_use]
+    pub fn revision(mut self, revision: u8) -> Self {
+        self.bytes[REVISION] = revision;
         self
     }
 

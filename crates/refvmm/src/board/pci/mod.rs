@@ -2,6 +2,7 @@
 
 mod config;
 mod fixed;
+mod msix;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,6 +11,7 @@ use amdvi_regs::DeviceId;
 
 pub use config::{Bar, ConfigSpace};
 pub use fixed::{Fixed, IommuFunction};
+pub use msix::{Msix, Place, Request};
 
 /// Bytes of one function's configuration space.
 pub const CONFIG_SIZE: u64 = 4096;

@@ -1,20 +1,37 @@
-//! The MSI-X table and its pending bits, by PCI Express 6.1.4.
+//! The MSI-X capability, table and pending bits of a function, by PCI Express 6.1.4.
 
-use amdvi_guest::endpoint::VECTORS;
 use amdvi_regs::msi::Msi;
 
+use super::ConfigSpace;
+
+/// Capability ID.
+const CAPABILITY: u8 = 0x11;
 /// Bytes of a table entry.
 const ENTRY: usize = 16;
-/// Bytes of the table.
-const TABLE: usize = VECTORS as usize * ENTRY;
-/// Bytes of the pending bits.
-const PENDING: usize = VECTORS as usize / 8;
+/// The most vectors that a table has.
+const MAX_VECTORS: u16 = 2048;
 /// Vector Control\[0\]: Mask Bit, the only defined bit there.
 const MASK: u32 = 1;
 
+/// Where the table or the pending bits are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The number of the BAR.
+    pub bar: u8,
+    /// The offset in it, a multiple of 8.
+    pub offset: u32,
+}
+
+impl Place {
+    /// The dword of the capability that says so: offset\[31:3\] and BAR\[2:0\].
+    fn bytes(self) -> [u8; 4] {
+        (self.offset & !7 | u32::from(self.bar & 7)).to_le_bytes()
+    }
+}
+
 /// What becomes of a request to send a vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub enum Request {
     /// This message is to be sent.
     Send(Msi),
     /// Not sent: MSI-X is disabled, or the function or the vector is masked.
@@ -22,26 +39,57 @@ pub(super) enum Request {
 }
 
 /// The table, the pending bits and the two control bits that gate them.
-pub(super) struct Msix {
+#[derive(Clone, Debug)]
+pub struct Msix {
+    vectors: u16,
     table: Box<[u8]>,
-    pending: [u64; PENDING / 8],
+    pending: Box<[u64]>,
     enabled: bool,
     function_masked: bool,
 }
 
 impl Msix {
-    /// The state after reset: disabled, every vector masked.
-    pub(super) fn new() -> Self {
-        let mut table = vec![0; TABLE].into_boxed_slice();
+    /// The state after reset of a table with `vectors` entries, 1–2048: disabled, every vector
+    /// masked.
+    pub fn new(vectors: u16) -> Self {
+        let vectors = vectors.clamp(1, MAX_VECTORS);
+        let mut table = vec![0; usize::from(vectors) * ENTRY].into_boxed_slice();
         for entry in table.chunks_exact_mut(ENTRY) {
             entry[12] = MASK as u8;
         }
         Self {
+            vectors,
             table,
-            pending: [0; PENDING / 8],
+            pending: vec![0; usize::from(vectors).div_ceil(64)].into_boxed_slice(),
             enabled: false,
             function_masked: false,
         }
+    }
+
+    /// Appends the capability to `config`. Returns the offset of Message Control, which is to be
+    /// given to [`set_control`](Self::set_control) whenever it may have been written.
+    pub fn add_capability(&self, config: &mut ConfigSpace, table: Place, pending: Place) -> u16 {
+        let mut body = [0; 10];
+        // Message Control\[10:0\]: Table Size, less one.
+        body[..2].copy_from_slice(&(self.vectors - 1).to_le_bytes());
+        body[2..6].copy_from_slice(&table.bytes());
+        body[6..].copy_from_slice(&pending.bytes());
+        config.add_capability(CAPABILITY, &body, &[0, 0xc0]) + 2
+    }
+
+    /// Bytes of the table.
+    pub fn table_size(&self) -> u64 {
+        self.table.len() as u64
+    }
+
+    /// Bytes of the pending bits: whole qwords.
+    pub fn pending_size(&self) -> u64 {
+        self.pending.len() as u64 * 8
+    }
+
+    /// Whether MSI-X is enabled, masked or not.
+    pub fn enabled(&self) -> bool {
+        self.enabled
     }
 
     fn dword(&self, at: usize) -> u32 {
@@ -64,11 +112,11 @@ impl Msix {
 
     /// The device wants to send `vector`. A masked vector becomes pending; with MSI-X disabled, or
     /// without such a vector, the request is lost.
-    pub(super) fn request(&mut self, vector: u32) -> Request {
+    pub fn request(&mut self, vector: u32) -> Request {
         let Ok(vector) = u16::try_from(vector) else {
             return Request::Masked;
         };
-        if vector >= VECTORS || !self.enabled {
+        if vector >= self.vectors || !self.enabled {
             return Request::Masked;
         }
         if self.masked(vector) {
@@ -79,7 +127,7 @@ impl Msix {
     }
 
     /// Takes the pending messages that are no longer masked, in order of their vectors.
-    pub(super) fn take_ready(&mut self) -> Vec<Msi> {
+    pub fn take_ready(&mut self) -> Vec<Msi> {
         let mut ready = Vec::new();
         if !self.enabled || self.function_masked {
             return ready;
@@ -100,7 +148,7 @@ impl Msix {
     }
 
     /// Follows Message Control: enable\[15\] and function mask\[14\].
-    pub(super) fn set_control(&mut self, control: u16) {
+    pub fn set_control(&mut self, control: u16) {
         self.enabled = control & 1 << 15 != 0;
         self.function_masked = control & 1 << 14 != 0;
         if !self.enabled {
@@ -109,14 +157,14 @@ impl Msix {
     }
 
     /// Reads the table.
-    pub(super) fn table_read(&self, offset: u64, data: &mut [u8]) {
+    pub fn table_read(&self, offset: u64, data: &mut [u8]) {
         for (n, byte) in data.iter_mut().enumerate() {
             *byte = self.table.get(offset as usize + n).copied().unwrap_or(0xff);
         }
     }
 
     /// Writes the table; reserved bits of Vector Control stay zero.
-    pub(super) fn table_write(&mut self, offset: u64, data: &[u8]) {
+    pub fn table_write(&mut self, offset: u64, data: &[u8]) {
         for (n, &value) in data.iter().enumerate() {
             let at = offset as usize + n;
             if let Some(byte) = self.table.get_mut(at) {
@@ -130,7 +178,7 @@ impl Msix {
     }
 
     /// Reads the pending bits.
-    pub(super) fn pending_read(&self, offset: u64, data: &mut [u8]) {
+    pub fn pending_read(&self, offset: u64, data: &mut [u8]) {
         for (n, byte) in data.iter_mut().enumerate() {
             let at = offset as usize + n;
             *byte = self
@@ -163,7 +211,7 @@ mod tests {
 
     #[test]
     fn every_vector_is_masked_after_reset() {
-        let mut msix = Msix::new();
+        let mut msix = Msix::new(2048);
         msix.set_control(ENABLE);
         assert_eq!(msix.request(2047), Request::Masked);
         assert!(pending(&msix, 2047));
@@ -171,7 +219,7 @@ mod tests {
 
     #[test]
     fn an_unmasked_vector_sends_its_entry() {
-        let mut msix = Msix::new();
+        let mut msix = Msix::new(2048);
         program(&mut msix, 2047, 0x7ff, false);
         assert_eq!(msix.request(2047), Request::Masked, "MSI-X is disabled");
         msix.set_control(ENABLE);
@@ -185,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_pending_vector_is_sent_once_when_unmasked() {
-        let mut msix = Msix::new();
+        let mut msix = Msix::new(2048);
         msix.set_control(ENABLE);
         program(&mut msix, 3, 0x33, true);
         program(&mut msix, 64, 0x40, true);
@@ -207,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_function_mask_holds_every_vector_back() {
-        let mut msix = Msix::new();
+        let mut msix = Msix::new(2048);
         program(&mut msix, 0, 0x30, false);
         msix.set_control(ENABLE | FUNCTION_MASK);
         assert_eq!(msix.request(0), Request::Masked);
@@ -218,15 +266,40 @@ mod tests {
 
     #[test]
     fn a_vector_behind_the_table_is_not_sent() {
-        let mut msix = Msix::new();
+        let mut msix = Msix::new(2048);
         msix.set_control(ENABLE);
         assert_eq!(msix.request(2048), Request::Masked);
         assert_eq!(msix.request(u32::MAX), Request::Masked);
+        let mut small = Msix::new(3);
+        small.set_control(ENABLE);
+        assert_eq!(small.request(3), Request::Masked);
+        assert!(!pending(&small, 3));
+        assert_eq!((small.table_size(), small.pending_size()), (48, 8));
+    }
+
+    #[test]
+    fn the_capability_says_how_many_vectors_there_are_and_where() {
+        let mut config = ConfigSpace::new(1, 2, [0; 3]);
+        let table = Place {
+            bar: 2,
+            offset: 0x8000,
+        };
+        let pending = Place {
+            bar: 4,
+            offset: 0x10,
+        };
+        let control = Msix::new(2048).add_capability(&mut config, table, pending);
+        assert_eq!((control, config.word(control)), (0x42, 2047));
+        assert_eq!((config.word(0x44), config.word(0x46)), (0x8002, 0));
+        assert_eq!((config.word(0x48), config.word(0x4a)), (0x14, 0));
+        config.write(control, &[0xff; 10]);
+        assert_eq!(config.word(control), 0xc000 | 2047);
+        assert_eq!(config.word(0x44), 0x8002);
     }
 
     #[test]
     fn reserved_bits_of_vector_control_do_not_stick() {
-        let mut msix = Msix::new();
+        let mut msix = Msix::new(2048);
         msix.table_write(12, &[0xff; 4]);
         let mut control = [0; 4];
         msix.table_read(12, &mut control);
