@@ -83,7 +83,7 @@ fn a_device_that_has_no_place_on_the_board_is_refused_with_what_is_in_the_way() 
         ("mmio-base=0xe0000000", "0xf0000000"),
         ("addr=05.0", "taken"),
         ("addr=01:00.2", "bus 0 only"),
-        ("segment=1", "segment 0 only"),
+        ("segment=1", "no IOMMU serves it"),
     ] {
         let device = format!("amd-iommu,{option}");
         let (name, _) = option.split_once('=').expect("an option with a value");

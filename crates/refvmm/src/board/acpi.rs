@@ -9,16 +9,17 @@ use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use amdvi_device::{Options, pci};
-use amdvi_vmm_glue::ivrs::{ConfigError, IommuUnit, IvrsConfig, Special};
+use amdvi_vmm_glue::ivrs::ConfigError;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{Immutable, IntoBytes};
 
+use super::config::{Config, RootBridge};
+use super::ivrs;
 use crate::layout;
 
-const OEM_ID: [u8; 6] = *b"AMDVI ";
-const OEM_TABLE_ID: [u8; 8] = *b"REFVMM  ";
+pub(super) const OEM_ID: [u8; 6] = *b"AMDVI ";
+pub(super) const OEM_TABLE_ID: [u8; 8] = *b"REFVMM  ";
 const OEM_REVISION: u32 = 1;
 
 /// What can be wrong with the tables.
@@ -102,9 +103,11 @@ fn madt(apic_ids: &[u32]) -> Vec<u8> {
     bytes(&madt)
 }
 
-fn mcfg() -> Vec<u8> {
+fn mcfg(bridges: &[RootBridge]) -> Vec<u8> {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(layout::ECAM_BASE, 0, 0, (layout::ECAM_BUSES - 1) as u8);
+    for bridge in bridges {
+        mcfg.add_ecam(bridge.ecam.start, bridge.segment.0, 0, bridge.last_bus);
+    }
     bytes(&mcfg)
 }
 
@@ -114,34 +117,6 @@ fn fadt(dsdt: u64) -> Vec<u8> {
         .flag(Flags::HwReducedAcpi)
         .finalize();
     bytes(&fadt)
-}
-
-/// The IVRS: the IOMMU, and the IOAPIC that is behind it.
-fn ivrs(options: &Options) -> Result<Vec<u8>, AcpiError> {
-    let mut unit = IommuUnit::new(
-        options.device_id(),
-        pci::CAPABILITY_OFFSET,
-        options.mmio_base(),
-    );
-    unit.efr = options.efr();
-    unit.efr2 = options.efr2();
-    unit.hat_dis = !options.dma_remap();
-    if options.intremap() {
-        // Without it a guest must not find a way to remap its IOAPIC.
-        unit.specials.push(Special {
-            device: super::IOAPIC,
-            ..Special::southbridge_ioapic(layout::IOAPIC_ID)
-        });
-    }
-    let config = IvrsConfig {
-        oem_id: OEM_ID,
-        oem_table_id: OEM_TABLE_ID,
-        pa_bits: pci::PHYSICAL_ADDRESS_BITS,
-        va_bits: pci::VIRTUAL_ADDRESS_BITS,
-        units: vec![unit],
-        ..IvrsConfig::default()
-    };
-    Ok(config.build()?)
 }
 
 /// Lays the tables out behind each other.
@@ -166,7 +141,7 @@ impl Writer<'_> {
 /// Writes every table, and the RSDP at [`layout::RSDP`].
 pub(super) fn write(
     memory: &GuestMemoryMmap,
-    options: &Options,
+    config: &Config,
     apic_ids: &[u32],
 ) -> Result<(), AcpiError> {
     let mut writer = Writer {
@@ -178,8 +153,8 @@ pub(super) fn write(
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(writer.put(&fadt(dsdt))?);
     xsdt.add_entry(writer.put(&madt(apic_ids))?);
-    xsdt.add_entry(writer.put(&mcfg())?);
-    xsdt.add_entry(writer.put(&ivrs(options)?)?);
+    xsdt.add_entry(writer.put(&mcfg(&config.root_bridges()))?);
+    xsdt.add_entry(writer.put(&ivrs::table(config)?)?);
     let xsdt = writer.put(&bytes(&xsdt))?;
     let rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));
     memory.write_slice(&rsdp, GuestAddress(layout::RSDP))?;
@@ -189,7 +164,7 @@ pub(super) fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use amdvi_regs::ivrs::{Block, DeviceEntry, IvhdKind, Ivrs};
+    use amdvi_device::Options;
 
     fn read(memory: &GuestMemoryMmap, at: u64, len: usize) -> Vec<u8> {
         let mut data = vec![0; len];
@@ -210,7 +185,7 @@ mod tests {
     #[test]
     fn every_table_is_reachable_from_the_rsdp_with_a_good_checksum() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
-        write(&memory, &Options::default(), &[0, 1, 300]).unwrap();
+        write(&memory, &Config::scenario(Options::default()), &[0, 1, 300]).unwrap();
         let rsdp = read(&memory, layout::RSDP, 36);
         assert_eq!(&rsdp[..8], b"RSD PTR ");
         assert_eq!((sum(&rsdp[..20]), sum(&rsdp)), (0, 0));
@@ -237,40 +212,5 @@ mod tests {
         assert_eq!((x2apic[0], x2apic[1]), (9, 16));
         assert_eq!(u32::from_le_bytes(x2apic[4..8].try_into().unwrap()), 300);
         assert_eq!((entries[24], entries[26]), (1, layout::IOAPIC_ID));
-    }
-
-    #[test]
-    fn the_ivrs_shows_what_the_registers_show_and_where_the_ioapic_is() {
-        let options: Options = "amd-iommu,numint2k=on,dma-remap=off".parse().unwrap();
-        let bytes = ivrs(&options).unwrap();
-        let table = Ivrs::parse(&bytes).unwrap();
-        let (mut images, mut ioapics) = (0, 0);
-        for block in table.blocks() {
-            let Ok(Block::Hardware(unit)) = block else {
-                panic!("{block:?}")
-            };
-            let header = unit.header;
-            assert_eq!(header.device_id, options.device_id());
-            assert_eq!(header.mmio_base, options.mmio_base());
-            if header.kind != IvhdKind::Type10 {
-                assert_eq!((header.efr, header.efr2), (options.efr(), options.efr2()));
-                images += 1;
-            }
-            ioapics += unit
-                .entries()
-                .filter(|entry| {
-                    matches!(entry, Ok(DeviceEntry::Special { handle: layout::IOAPIC_ID, device, .. })
-                             if device.0 == 0x00a0)
-                })
-                .count();
-        }
-        assert_eq!((images, ioapics), (2, 3));
-    }
-
-    #[test]
-    fn without_interrupt_remapping_the_ivrs_names_no_ioapic() {
-        let with = ivrs(&Options::default()).unwrap();
-        let without = ivrs(&"amd-iommu,intremap=off".parse().unwrap()).unwrap();
-        assert_eq!(with.len() - without.len(), 3 * 8);
     }
 }

@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use amdvi_device::{Changes, Observer, Signal};
 use amdvi_irt::{Delivery, Trigger};
+use amdvi_regs::DeviceId;
 use amdvi_regs::msi::Msi;
 use amdvi_vmm_glue::ioapic::{Ioapic, IoapicSink};
 
+use super::Injector;
 use super::socket::{Handle, Socket};
-use super::{IOAPIC, Injector};
 use crate::layout;
 
 /// The way of the pins' requests: through the IOMMU under the IOAPIC's DeviceID.
@@ -39,7 +40,7 @@ impl IoapicSink for Pins {
     }
 
     fn resolve(&mut self, _pin: u8, msi: Msi) -> Option<Delivery> {
-        self.handle.lock().resolve(msi)
+        self.handle.resolve(msi)
     }
 
     fn route(&mut self, pin: u8, target: Option<&Delivery>) {
@@ -62,9 +63,14 @@ pub(super) struct BoardIoapic {
 }
 
 impl BoardIoapic {
-    pub(super) fn new(socket: &Socket, injector: Arc<dyn Injector>) -> Arc<Self> {
+    /// The IOAPIC behind the IOMMU in `socket`; its requests carry `requester`.
+    pub(super) fn new(
+        socket: &Socket,
+        requester: DeviceId,
+        injector: Arc<dyn Injector>,
+    ) -> Arc<Self> {
         let pins = Pins {
-            handle: socket.handle(IOAPIC),
+            handle: socket.handle(requester),
             injector,
         };
         let ioapic = Arc::new(Self {
@@ -72,6 +78,7 @@ impl BoardIoapic {
         });
         socket.observe(Arc::new(RouteKeeper {
             ioapic: Arc::downgrade(&ioapic),
+            requester,
         }));
         ioapic
     }
@@ -107,11 +114,12 @@ impl BoardIoapic {
 /// observes is what the IOAPIC's requests go through.
 struct RouteKeeper {
     ioapic: Weak<BoardIoapic>,
+    requester: DeviceId,
 }
 
 impl Observer for RouteKeeper {
     fn changed(&self, changes: &Changes) {
-        if changes.touches(IOAPIC)
+        if changes.touches(self.requester)
             && let Some(ioapic) = self.ioapic.upgrade()
         {
             ioapic.tables_changed();

@@ -1,15 +1,18 @@
-//! The machine around the CPUs: PCI bus, IOMMU, IOAPIC, test endpoint and firmware tables.
+//! The machine around the CPUs: PCI functions, IOMMUs, IOAPIC and firmware tables.
 //!
 //! The board knows nothing of what runs the CPUs. An accelerator forwards MMIO, port accesses and
 //! EOIs to it, and gives it an [`Injector`] for the interrupts of the other direction.
 
 mod acpi;
 mod chipset;
+mod config;
 mod endpoint;
 mod host;
 mod ioapic;
+mod ivrs;
 pub mod pci;
 mod recorder;
+mod slot;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -17,24 +20,29 @@ mod worker;
 
 use std::sync::Arc;
 
-use amdvi_device::Options;
 use amdvi_irt::Delivery;
-use amdvi_regs::mmio::offset;
-use amdvi_regs::{DeviceId, PhysMemory};
-use amdvi_vmm_glue::ram::GuestRam;
+use amdvi_regs::{DeviceId, Segment};
 use vm_memory::GuestMemoryMmap;
 
 use crate::layout;
 use chipset::Chipset;
+use config::Place;
 use endpoint::TestEndpoint;
 use host::BoardHost;
 use ioapic::BoardIoapic;
 use pci::{Fixed, IommuFunction, PciBus};
 use recorder::Recorder;
+use slot::BarAllocator;
 use socket::Socket;
 use worker::{Bell, Worker};
 
 pub use acpi::AcpiError;
+pub use config::{
+    BuildError, Config, EndpointConfig, FixedBuilder, FixedDevice, FunctionBuilder, FunctionConfig,
+    IommuConfig, RootBridge,
+};
+pub use slot::{Line, Lines, Slot};
+pub use socket::{Handle, Space};
 
 /// The IOAPIC's DeviceID, which is the SMBus function's: 00:14.0.
 pub const IOAPIC: DeviceId = DeviceId::new(0, 0x14, 0);
@@ -74,7 +82,44 @@ pub enum BoardError {
         /// Its value.
         value: String,
         /// What is in the way, and what is possible.
+        why: String,
+    },
+    /// A function can't be where it was put.
+    #[error("{name}: addr={addr} in segment {segment} is not possible on this board: {why}")]
+    Slot {
+        /// What asked for the function.
+        name: String,
+        /// The segment.
+        segment: Segment,
+        /// The place.
+        addr: DeviceId,
+        /// What is in the way.
         why: &'static str,
+    },
+    /// There is no free device for a function.
+    #[error(
+        "{name}: every device of bus 0 from 05 on is taken; give fewer functions, or addr=… for several functions of one device"
+    )]
+    Full {
+        /// What asked for the function.
+        name: String,
+    },
+    /// Too many PCI segments.
+    #[error(
+        "segment=…: {count} PCI segments; this board has room for {}, segment 0 included",
+        layout::MAX_SEGMENTS
+    )]
+    Segments {
+        /// How many there would be.
+        count: usize,
+    },
+    /// A function or device could not be made.
+    #[error("{name}: {error}")]
+    Function {
+        /// What asked for it.
+        name: String,
+        /// Why not.
+        error: BuildError,
     },
     /// A thread could not be started.
     #[error("can't start a thread: {0}")]
@@ -84,8 +129,9 @@ pub enum BoardError {
 /// The board.
 pub struct Board {
     bus: PciBus,
-    socket: Arc<Socket>,
+    sockets: Vec<Arc<Socket>>,
     ioapic: Arc<BoardIoapic>,
+    fixed: Vec<Arc<dyn FixedDevice>>,
     // Ends before the devices that it works for.
     _worker: Worker,
 }
@@ -93,41 +139,95 @@ pub struct Board {
 impl Board {
     /// Builds the board around `memory`, puts the firmware tables there, and connects it to the
     /// CPUs with these x2APIC IDs.
+    ///
+    /// # Errors
+    /// The first thing of `config` that is not possible, see [`Config::check`].
     pub fn new(
-        options: &Options,
+        config: &Config,
         memory: &Arc<GuestMemoryMmap>,
         apic_ids: &[u32],
         injector: Arc<dyn Injector>,
     ) -> Result<Self, BoardError> {
-        placement(options)?;
+        let places = config.places()?;
         let recorder = Arc::new(Recorder::default());
         let bell = Arc::new(Bell::default());
-        let physical: Arc<dyn PhysMemory> = Arc::new(GuestRam::new(Arc::clone(memory)));
-        let host = BoardHost::new(
+        let host = Arc::new(BoardHost::new(
             Arc::clone(&injector),
             Arc::clone(&recorder),
             Arc::clone(&bell),
-        );
-        let socket = Arc::new(Socket::new(options.clone(), physical, Arc::new(host)));
-        let ioapic = BoardIoapic::new(&socket, injector);
-        let chipset = Chipset::new(Arc::clone(&socket), Arc::clone(&ioapic), Arc::clone(&bell));
-        let endpoint = TestEndpoint::new(&socket, Arc::clone(memory), recorder, Arc::new(chipset));
+        ));
+        let socket = |iommu: &IommuConfig| {
+            let options = iommu.options.clone();
+            Arc::new(Socket::new(options, Arc::clone(memory), host.clone()))
+        };
+        let sockets: Vec<_> = config.iommus.iter().map(socket).collect();
+        let ioapic = BoardIoapic::new(&sockets[places.ioapic], IOAPIC, injector);
+        let lines = Lines::new(&ioapic);
 
         let mut bus = PciBus::new();
-        bus.add(DeviceId::new(0, 0, 0), Arc::new(Fixed::host_bridge()));
-        bus.add(
-            options.device_id(),
-            Arc::new(IommuFunction::new(Arc::clone(&socket))),
-        );
-        bus.add(endpoint::REQUESTER, Arc::new(endpoint));
-        bus.add(IOAPIC, Arc::new(Fixed::smbus()));
+        let mut bars = Vec::new();
+        for bridge in config.root_bridges() {
+            bus.add_ecam(bridge.segment, bridge.ecam);
+            let host_bridge = Arc::new(Fixed::host_bridge());
+            bus.add(bridge.segment, DeviceId::new(0, 0, 0), host_bridge);
+            bars.push((bridge.segment, Arc::new(BarAllocator::new(bridge.bars))));
+        }
+        for socket in &sockets {
+            let (segment, id) = socket.place();
+            bus.add(
+                segment,
+                id,
+                Arc::new(IommuFunction::new(Arc::clone(socket))),
+            );
+        }
+        bus.add(Segment(0), IOAPIC, Arc::new(Fixed::smbus()));
+        let slot = |place: &Place| Slot {
+            segment: place.segment,
+            device_id: place.addr,
+            requester: place.addr,
+            socket: Arc::clone(&sockets[place.iommu]),
+            memory: Arc::clone(memory),
+            bars: Arc::clone(
+                bars.iter()
+                    .find(|(segment, _)| *segment == place.segment)
+                    .map(|(_, bars)| bars)
+                    .expect("each segment has a root bridge"),
+            ),
+            lines: Arc::clone(&lines),
+        };
+        for place in &places.endpoints {
+            let slot = slot(place);
+            let chipset = Chipset::new(
+                Arc::clone(slot.socket()),
+                Arc::clone(&ioapic),
+                Arc::clone(&bell),
+            );
+            let endpoint = TestEndpoint::new(&slot, Arc::clone(&recorder), Arc::new(chipset));
+            bus.add(place.segment, place.addr, Arc::new(endpoint));
+        }
+        for (place, function) in places.functions.iter().zip(&config.functions) {
+            let built = (function.build)(&slot(place)).map_err(|error| BoardError::Function {
+                name: function.name.clone(),
+                error,
+            })?;
+            bus.add(place.segment, place.addr, built);
+        }
+        let mut fixed = Vec::new();
+        for (name, build) in &config.fixed {
+            let built = build(&lines).map_err(|error| BoardError::Function {
+                name: name.clone(),
+                error,
+            })?;
+            fixed.push(built);
+        }
 
-        acpi::write(memory, options, apic_ids)?;
-        let worker = Worker::start(bell, Arc::clone(&socket))?;
+        acpi::write(memory, config, apic_ids)?;
+        let worker = Worker::start(bell, sockets.clone())?;
         Ok(Self {
             bus,
-            socket,
+            sockets,
             ioapic,
+            fixed,
             _worker: worker,
         })
     }
@@ -136,11 +236,11 @@ impl Board {
     pub fn mmio_read(&self, gpa: u64, data: &mut [u8]) {
         if let Some(offset) = within(gpa, data.len(), layout::IOAPIC_BASE, layout::IOAPIC_SIZE) {
             self.ioapic.mmio_read(offset, data);
-        } else if let Some(offset) =
-            within(gpa, data.len(), layout::ECAM_BASE, layout::ECAM_BUSES << 20)
+        } else if !self.sockets.iter().any(|s| s.mmio_read(gpa, data))
+            && !self.bus.ecam_read(gpa, data)
+            && !self.bus.memory_read(gpa, data)
+            && !self.fixed.iter().any(|d| d.mmio_read(gpa, data))
         {
-            self.bus.ecam_read(offset, data);
-        } else if !self.socket.mmio_read(gpa, data) && !self.bus.memory_read(gpa, data) {
             data.fill(0xff);
         }
     }
@@ -149,60 +249,31 @@ impl Board {
     pub fn mmio_write(&self, gpa: u64, data: &[u8]) {
         if let Some(offset) = within(gpa, data.len(), layout::IOAPIC_BASE, layout::IOAPIC_SIZE) {
             self.ioapic.mmio_write(offset, data);
-        } else if let Some(offset) =
-            within(gpa, data.len(), layout::ECAM_BASE, layout::ECAM_BUSES << 20)
-        {
-            self.bus.ecam_write(offset, data);
-        } else if !self.socket.mmio_write(gpa, data) {
-            self.bus.memory_write(gpa, data);
+        } else {
+            let _ = self.sockets.iter().any(|s| s.mmio_write(gpa, data))
+                || self.bus.ecam_write(gpa, data)
+                || self.bus.memory_write(gpa, data)
+                || self.fixed.iter().any(|d| d.mmio_write(gpa, data));
         }
     }
 
     /// Reads a port; what nobody decodes reads as all ones.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
-        if !self.bus.port_read(port, data) {
+        if !self.bus.port_read(port, data) && !self.fixed.iter().any(|d| d.port_read(port, data)) {
             data.fill(0xff);
         }
     }
 
     /// Writes a port; what nobody decodes is dropped.
     pub fn port_write(&self, port: u16, data: &[u8]) {
-        self.bus.port_write(port, data);
+        let _ =
+            self.bus.port_write(port, data) || self.fixed.iter().any(|d| d.port_write(port, data));
     }
 
     /// A local APIC ended the level-triggered interrupt of `vector`.
     pub fn eoi(&self, vector: u8) {
         self.ioapic.eoi(vector);
     }
-}
-
-/// Whether the IOMMU can be where its options put it: BAR windows, ECAM and other functions are
-/// in the way.
-pub fn placement(options: &Options) -> Result<(), BoardError> {
-    let error = |option, value: String, why| Err(BoardError::Placement { option, value, why });
-    let base = options.mmio_base();
-    let end = base.saturating_add(offset::REGION_SIZE);
-    if base < layout::PCI_MEMORY_END
-        || end > layout::IOAPIC_BASE && base < layout::ABOVE_INTERRUPTS
-        || end > 1 << 32
-    {
-        let why = "0xf0000000 to 0xfebfc000 is free for it";
-        return error("mmio-base", format!("{base:#x}"), why);
-    }
-    let id = options.device_id();
-    let taken = [DeviceId::new(0, 0, 0), endpoint::REQUESTER, IOAPIC];
-    if id.bus() != 0 || taken.contains(&id) {
-        let why = "00.2 is its usual place; 00.0, 05.0 and 14.0 are taken, and there is bus 0 only";
-        return error("addr", id.to_string(), why);
-    }
-    if options.segment().0 != 0 {
-        return error(
-            "segment",
-            options.segment().to_string(),
-            "there is segment 0 only",
-        );
-    }
-    Ok(())
 }
 
 /// The offset of an access that lies completely in a window.

@@ -5,10 +5,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use amdvi_device::{Endpoint, Host, Iommu, Observer, Options, RestoreError, Signal};
+use amdvi_device::{Host, Iommu, Observer, Options, RestoreError, Signal};
 use amdvi_irt::Delivery;
 use amdvi_regs::msi::Msi;
-use amdvi_regs::{DeviceId, PhysMemory};
+use amdvi_regs::{DeviceId, PhysMemory, Segment};
+use amdvi_vmm_glue::dma::DmaSpace;
+use amdvi_vmm_glue::ram::GuestRam;
+use vm_memory::GuestMemoryMmap;
 
 /// Why the device could not be replaced; the old one is still in its place.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +30,8 @@ pub(crate) enum SaveRestoreError {
 /// `current`, so that a callback can never wait for a replacement that waits for it.
 pub(crate) struct Socket {
     options: Options,
-    memory: Arc<dyn PhysMemory>,
+    memory: Arc<GuestMemoryMmap>,
+    physical: Arc<dyn PhysMemory>,
     host: Arc<dyn Host>,
     current: RwLock<Arc<Iommu>>,
     handles: Mutex<Vec<Arc<Handle>>>,
@@ -36,16 +40,23 @@ pub(crate) struct Socket {
 
 impl Socket {
     /// Builds the device.
-    pub(crate) fn new(options: Options, memory: Arc<dyn PhysMemory>, host: Arc<dyn Host>) -> Self {
-        let iommu = Iommu::new(&options, Arc::clone(&memory), Arc::clone(&host));
+    pub(crate) fn new(options: Options, memory: Arc<GuestMemoryMmap>, host: Arc<dyn Host>) -> Self {
+        let physical: Arc<dyn PhysMemory> = Arc::new(GuestRam::new(Arc::clone(&memory)));
+        let iommu = Iommu::new(&options, Arc::clone(&physical), Arc::clone(&host));
         Self {
             options,
             memory,
+            physical,
             host,
             current: RwLock::new(iommu),
             handles: Mutex::default(),
             observers: Mutex::default(),
         }
+    }
+
+    /// The segment and DeviceID of the IOMMU's own function.
+    pub(crate) fn place(&self) -> (Segment, DeviceId) {
+        (self.options.segment(), self.options.device_id())
     }
 
     /// Uses the device; it is not replaced meanwhile.
@@ -86,12 +97,16 @@ impl Socket {
         self.with(|iommu| {
             let handle = Arc::new(Handle {
                 device_id,
-                endpoint: Mutex::new(iommu.endpoint(device_id)),
+                space: Mutex::new(self.space(iommu, device_id)),
                 host: Arc::clone(&self.host),
             });
             lock(&self.handles).push(Arc::clone(&handle));
             handle
         })
+    }
+
+    fn space(&self, iommu: &Arc<Iommu>, device_id: DeviceId) -> Space {
+        DmaSpace::new(iommu.endpoint(device_id), Arc::clone(&self.memory))
     }
 
     /// Saves the device's state, restores it into a new device, and puts that in its place.
@@ -101,19 +116,19 @@ impl Socket {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let handles = lock(&self.handles);
         // With every handle held, no interrupt or DMA is on its way through the old device.
-        let mut endpoints: Vec<_> = handles
+        let mut spaces: Vec<_> = handles
             .iter()
-            .map(|handle| (handle.device_id, lock(&handle.endpoint)))
+            .map(|handle| (handle.device_id, lock(&handle.space)))
             .collect();
         let stream = serde_json::to_vec(&current.save())?;
         let iommu = Iommu::new(
             &self.options,
-            Arc::clone(&self.memory),
+            Arc::clone(&self.physical),
             Arc::clone(&self.host),
         );
         iommu.restore(&serde_json::from_slice(&stream)?)?;
-        for (device_id, endpoint) in &mut endpoints {
-            **endpoint = iommu.endpoint(*device_id);
+        for (device_id, space) in &mut spaces {
+            **space = self.space(&iommu, *device_id);
         }
         for observer in lock(&self.observers).iter() {
             iommu.add_observer(Arc::clone(observer));
@@ -123,33 +138,44 @@ impl Socket {
     }
 }
 
+/// Guest memory as one requester sees it, and its interrupts.
+pub type Space = DmaSpace<GuestMemoryMmap>;
+
 /// One requester's way through whichever device is plugged in.
-pub(crate) struct Handle {
+pub struct Handle {
     device_id: DeviceId,
-    endpoint: Mutex<Endpoint>,
+    space: Mutex<Space>,
     host: Arc<dyn Host>,
 }
 
 impl Handle {
-    /// Takes the requester's endpoint for one operation.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Endpoint> {
-        lock(&self.endpoint)
+    /// Takes the requester's view of memory for one operation: `handle.space().enter()` is guest
+    /// memory with IOVAs for addresses. The IOMMU is not replaced meanwhile; the thread that holds it
+    /// must not access the IOMMU's registers, nor take it again.
+    pub fn space(&self) -> MutexGuard<'_, Space> {
+        lock(&self.space)
     }
 
-    /// Sends an interrupt message.
-    pub(crate) fn signal(&self, msi: Msi) -> Signal {
-        self.lock().signal(msi)
+    /// Sends an interrupt message: remaps it and delivers what results.
+    pub fn signal(&self, msi: Msi) -> Signal {
+        self.space().endpoint().signal(msi)
+    }
+
+    /// What would be delivered for a message now; logs nothing.
+    pub fn resolve(&self, msi: Msi) -> Option<Delivery> {
+        self.space().endpoint().resolve(msi)
     }
 
     /// Sends an interrupt message in a way of the source's own. `deliver` gets the delivery and
     /// what sends it.
-    pub(crate) fn signal_with(
+    pub fn signal_with(
         &self,
         msi: Msi,
         deliver: impl FnOnce(&Delivery, &dyn Fn(&Delivery)),
     ) -> Signal {
         let send = |delivery: &Delivery| self.host.deliver(delivery);
-        self.lock()
+        self.space()
+            .endpoint()
             .signal_with(msi, |delivery| deliver(delivery, &send))
     }
 }

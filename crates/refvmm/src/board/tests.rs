@@ -9,7 +9,7 @@ use amdvi_irt::{Delivery, Trigger};
 use amdvi_regs::mmio::offset;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::{Board, Injector};
+use super::{Board, Config, Injector};
 use crate::layout;
 use crate::ram::Ram;
 
@@ -46,6 +46,11 @@ struct Machine {
     log: Arc<Log>,
 }
 
+/// BARs of the test endpoint as the board places them.
+const ENDPOINT_BAR0: u64 = 0xc000_0000;
+const ENDPOINT_BAR2: u64 = 0xc001_0000;
+const ENDPOINT_BAR4: u64 = 0xc002_0000;
+
 /// Offset of the MSI-X capability's Message Control in the endpoint's ECAM page.
 const MSIX_CONTROL: u64 = layout::ECAM_BASE + (5 << 15) + 0x42;
 
@@ -53,8 +58,8 @@ impl Machine {
     fn new() -> Self {
         let memory = Arc::new(Ram::default().map().unwrap());
         let log = Arc::new(Log::default());
-        let options = "amd-iommu,numint2k=on".parse().unwrap();
-        let board = Board::new(&options, &memory, &[0, 1], Arc::clone(&log) as _).unwrap();
+        let config = Config::scenario("amd-iommu,numint2k=on".parse().unwrap());
+        let board = Board::new(&config, &memory, &[0, 1], Arc::clone(&log) as _).unwrap();
         Self { board, memory, log }
     }
 
@@ -75,20 +80,20 @@ impl Machine {
     }
 
     fn endpoint(&self, register: u64) -> u32 {
-        self.read(u64::from(layout::ENDPOINT_BAR0) + register)
+        self.read(ENDPOINT_BAR0 + register)
     }
 
     fn endpoint64(&self, register: u64) -> u64 {
-        self.read64(u64::from(layout::ENDPOINT_BAR0) + register)
+        self.read64(ENDPOINT_BAR0 + register)
     }
 
     fn tell(&self, register: u64, value: u32) {
-        self.write(u64::from(layout::ENDPOINT_BAR0) + register, value);
+        self.write(ENDPOINT_BAR0 + register, value);
     }
 
     /// Programs and unmasks vector `n` of the table with data `data`.
     fn program(&self, n: u64, data: u32) {
-        let at = u64::from(layout::ENDPOINT_BAR2) + 16 * n;
+        let at = ENDPOINT_BAR2 + 16 * n;
         self.write(at, 0xfee0_0000);
         self.write(at + 4, 0);
         self.write(at + 8, data);
@@ -188,10 +193,10 @@ fn unmasking_sends_what_is_pending() {
     m.program(7, 0x47);
     m.tell(reg::FIRE, 7);
     assert_eq!(m.endpoint(reg::OUTCOME), outcome::MASKED);
-    assert_eq!(m.read(u64::from(layout::ENDPOINT_BAR4)), 1 << 7);
+    assert_eq!(m.read(ENDPOINT_BAR4), 1 << 7);
     m.msix(0x8000);
     assert_eq!(m.log.vectors(), [0x47]);
-    assert_eq!(m.read(u64::from(layout::ENDPOINT_BAR4)), 0);
+    assert_eq!(m.read(ENDPOINT_BAR4), 0);
 }
 
 #[test]
@@ -340,9 +345,9 @@ fn a_guest_that_pokes_everything_everywhere_harms_nothing() {
     };
     for _ in 0..20_000 {
         let base = match next() % 6 {
-            0 => u64::from(layout::ENDPOINT_BAR0),
-            1 => u64::from(layout::ENDPOINT_BAR2),
-            2 => u64::from(layout::ENDPOINT_BAR4),
+            0 => ENDPOINT_BAR0,
+            1 => ENDPOINT_BAR2,
+            2 => ENDPOINT_BAR4,
             3 => layout::IOAPIC_BASE,
             4 => layout::ECAM_BASE + (next() & 0x1f << 15),
             _ => m.iommu(0),
@@ -352,7 +357,7 @@ fn a_guest_that_pokes_everything_everywhere_harms_nothing() {
         let mut data = next().to_le_bytes();
         if next() % 2 == 0 {
             // The stream would only cost time.
-            if gpa.abs_diff(u64::from(layout::ENDPOINT_BAR0) + reg::STORM) > 8 {
+            if gpa.abs_diff(ENDPOINT_BAR0 + reg::STORM) > 8 {
                 m.board.mmio_write(gpa, &data[..len]);
             }
         } else {

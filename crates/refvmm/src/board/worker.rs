@@ -1,4 +1,4 @@
-//! The thread that runs the IOMMU's commands when a tail write left some over.
+//! The thread that runs the IOMMUs' commands when a tail write left some over.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -49,15 +49,21 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// Starts the thread.
-    pub(crate) fn start(bell: Arc<Bell>, socket: Arc<Socket>) -> std::io::Result<Self> {
+    pub(crate) fn start(bell: Arc<Bell>, sockets: Vec<Arc<Socket>>) -> std::io::Result<Self> {
         let theirs = Arc::clone(&bell);
         let thread = std::thread::Builder::new()
             .name("iommu-commands".into())
             .spawn(move || {
                 while theirs.wait() {
-                    // The device is taken anew for each bounded piece of work, so that it can be
-                    // replaced in between.
-                    while socket.with(|iommu| iommu.run_commands()) {}
+                    // A device is taken anew for each bounded piece of work, so that it can be
+                    // replaced in between; the devices take turns.
+                    let mut more = true;
+                    while more {
+                        more = false;
+                        for socket in &sockets {
+                            more |= socket.with(|iommu| iommu.run_commands());
+                        }
+                    }
                 }
             })?;
         Ok(Self {

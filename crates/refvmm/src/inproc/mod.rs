@@ -12,7 +12,7 @@ use amdvi_guest::report::Report;
 use amdvi_guest::scenarios;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::board::{Board, BoardError};
+use crate::board::{Board, BoardError, Config};
 use crate::layout;
 use crate::run::machine::Machine;
 use cpus::Cpus;
@@ -39,7 +39,8 @@ impl InProcess {
     ) -> Result<Self, BoardError> {
         let memory = Arc::new(machine.ram.map()?);
         let cpus = Arc::new(Cpus::new(apic_ids));
-        let board = Board::new(&machine.options, &memory, apic_ids, Arc::clone(&cpus) as _)?;
+        let config = Config::scenario(machine.options.clone());
+        let board = Board::new(&config, &memory, apic_ids, Arc::clone(&cpus) as _)?;
         let started = Instant::now();
         Ok(Self {
             board,

@@ -9,7 +9,7 @@ use amdvi_hostcap::{HostCapSpec, SpecError};
 
 use super::host::HostIommu;
 use super::machine::{Device, Machine, apic_ids};
-use crate::board::{self, BoardError};
+use crate::board::{BoardError, Config};
 use crate::ram::{RamError, RamWish};
 
 /// What the user asked for.
@@ -110,7 +110,7 @@ pub fn plan(wishes: &Wishes) -> Result<Plan, PlanError> {
         }
     }
     if let Some(device) = &wishes.device {
-        board::placement(&device.options)?;
+        Config::scenario(device.options.clone()).check()?;
     }
     let mut plan = Plan {
         jobs: Vec::new(),

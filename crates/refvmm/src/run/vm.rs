@@ -9,7 +9,7 @@ use amdvi_vmm_glue::kvm::RouteTable;
 use kvm_ioctls::VmFd;
 
 use super::plan::Job;
-use crate::board::{Board, Injector};
+use crate::board::{self, Board, Injector};
 use crate::kvm::{self, Bus, Config, Machine, Payload, Start};
 use crate::layout;
 
@@ -117,8 +117,9 @@ fn build_and_run(
     });
     // A clone maps the same memory.
     let memory = Arc::new(machine.memory().clone());
-    let board = Board::new(&job.machine.options, &memory, &job.apic_ids, injector)
-        .map_err(|error| error.to_string())?;
+    let parts = board::Config::scenario(job.machine.options.clone());
+    let board =
+        Board::new(&parts, &memory, &job.apic_ids, injector).map_err(|error| error.to_string())?;
     let start = Start {
         rsdp: layout::RSDP,
         scenario: job.index as u64,

@@ -18,7 +18,7 @@ pub(super) struct Dma {
 
 impl Dma {
     pub(super) fn new(handle: Arc<Handle>, memory: Arc<GuestMemoryMmap>) -> Self {
-        let requester = AtomicU16::new(handle.lock().device_id().0);
+        let requester = AtomicU16::new(handle.space().endpoint().device_id().0);
         Self {
             handle,
             memory,
@@ -40,7 +40,8 @@ impl Dma {
     /// IOMMU aborted the transfer or nothing is at the translated address; what came before that is
     /// done, as on a real bus.
     pub(super) fn transfer(&self, mut iova: u64, mut buffer: &mut [u8], access: Access) -> bool {
-        let mut endpoint = self.handle.lock();
+        let mut space = self.handle.space();
+        let endpoint = space.endpoint();
         // Asked each time: a device that was restored has handed out a new handle.
         if endpoint.device_id() != self.requester() {
             endpoint.set_device_id(self.requester());

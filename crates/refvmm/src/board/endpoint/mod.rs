@@ -1,4 +1,4 @@
-//! The test endpoint, 00:05.0: sends any interrupt it is told to, and does DMA.
+//! The test endpoint: sends any interrupt it is told to, and does DMA.
 //!
 //! Its registers are specified in [`amdvi_guest::endpoint`]. Everything that it sends takes the
 //! way of a real function: its own DeviceID, through the IOMMU.
@@ -17,18 +17,13 @@ use amdvi_guest::endpoint::{
 };
 use amdvi_regs::DeviceId;
 use amdvi_regs::msi::Msi;
-use vm_memory::GuestMemoryMmap;
 
 use super::pci::{Bar, ConfigSpace, Function, Msix, Place, Request};
 use super::recorder::Recorder;
-use super::socket::Socket;
-use crate::layout;
+use super::slot::Slot;
 use dma::Dma;
 use dma_storm::DmaStorm;
 use sender::{Sender, Storm};
-
-/// Where the endpoint sits.
-pub(crate) const REQUESTER: DeviceId = DeviceId::new(0, 5, 0);
 
 /// What the endpoint asks of the board it is plugged into.
 pub(crate) trait Services: Send + Sync {
@@ -68,35 +63,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl TestEndpoint {
-    /// Plugs the endpoint in behind the IOMMU in `socket`.
-    pub(crate) fn new(
-        socket: &Socket,
-        memory: Arc<GuestMemoryMmap>,
-        recorder: Arc<Recorder>,
-        services: Arc<dyn Services>,
-    ) -> Self {
+    /// Plugs the endpoint into `slot`.
+    pub(crate) fn new(slot: &Slot, recorder: Arc<Recorder>, services: Arc<dyn Services>) -> Self {
         let mut config = ConfigSpace::new(VENDOR_ID, DEVICE_ID, [0xff, 0x00, 0x00]);
-        config.add_bar(
-            Bar {
-                index: 0,
-                size: BAR0_SIZE,
-            },
-            layout::ENDPOINT_BAR0,
-        );
-        config.add_bar(
-            Bar {
-                index: 2,
-                size: BAR2_SIZE,
-            },
-            layout::ENDPOINT_BAR2,
-        );
-        config.add_bar(
-            Bar {
-                index: 4,
-                size: BAR4_SIZE,
-            },
-            layout::ENDPOINT_BAR4,
-        );
+        for (index, size) in [(0, BAR0_SIZE), (2, BAR2_SIZE), (4, BAR4_SIZE)] {
+            // The window lies below 4 GiB.
+            config.add_bar(Bar { index, size }, slot.place_bar(size.into()) as u32);
+        }
         let msix = Msix::new(VECTORS);
         let at = |bar| Place { bar, offset: 0 };
         let msix_control = msix.add_capability(&mut config, at(2), at(4));
@@ -115,12 +88,11 @@ impl TestEndpoint {
             vmm_status: 0,
             buffer: Box::new([0; DMA_BUFFER_SIZE as usize]),
         }));
-        let dma = Dma::new(socket.handle(REQUESTER), memory.clone());
-        let sender = Arc::new(Sender::new(socket.handle(REQUESTER), dma));
-        // The stream has its own handle, as each queue of a real device has.
-        let stream_dma = Dma::new(socket.handle(REQUESTER), memory.clone());
-        let dma_storm = DmaStorm::new(Dma::new(socket.handle(REQUESTER), memory));
-        let storm = Storm::new(sender.for_another_thread(socket.handle(REQUESTER), stream_dma));
+        let dma = || Dma::new(slot.handle(), Arc::clone(slot.memory()));
+        let sender = Arc::new(Sender::new(slot.handle(), dma()));
+        // The streams have their own handles, as each queue of a real device has.
+        let dma_storm = DmaStorm::new(dma());
+        let storm = Storm::new(sender.for_another_thread(slot.handle(), dma()));
         Self {
             state,
             sender,

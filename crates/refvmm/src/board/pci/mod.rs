@@ -1,13 +1,14 @@
-//! The PCI bus: type-0 functions behind CF8/CFC and ECAM.
+//! PCI: type-0 functions behind CF8/CFC and ECAM.
 
 mod config;
 mod fixed;
 mod msix;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use amdvi_regs::DeviceId;
+use amdvi_regs::{DeviceId, Segment};
 
 pub use config::{Bar, ConfigSpace};
 pub use fixed::{Fixed, IommuFunction};
@@ -45,56 +46,88 @@ pub trait Function: Send + Sync {
     }
 }
 
-/// Bus 0 with its functions.
+/// A place in configuration space.
+pub type Address = (Segment, DeviceId);
+
+/// The functions of all segments, and the ways to them.
 #[derive(Default)]
 pub struct PciBus {
-    functions: Vec<(DeviceId, Arc<dyn Function>)>,
+    functions: Vec<(Address, Arc<dyn Function>)>,
+    ecams: Vec<(Segment, Range<u64>)>,
     config_address: AtomicU32,
 }
 
 impl PciBus {
-    /// An empty bus.
+    /// No functions, no ECAM windows.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Plugs in a function.
-    pub fn add(&mut self, id: DeviceId, function: Arc<dyn Function>) {
-        self.functions.push((id, function));
+    /// Opens the ECAM window of a segment.
+    pub fn add_ecam(&mut self, segment: Segment, window: Range<u64>) {
+        self.ecams.push((segment, window));
     }
 
-    fn function(&self, id: DeviceId) -> Option<&dyn Function> {
+    /// Plugs in a function.
+    pub fn add(&mut self, segment: Segment, id: DeviceId, function: Arc<dyn Function>) {
+        self.functions.push(((segment, id), function));
+    }
+
+    fn function(&self, place: Address) -> Option<&dyn Function> {
         self.functions
             .iter()
-            .find(|(at, _)| *at == id)
+            .find(|(at, _)| *at == place)
             .map(|(_, function)| &**function)
     }
 
+    /// The segment, function and register of an access to an ECAM window.
+    fn ecam(&self, gpa: u64, len: usize) -> Option<(Address, u16)> {
+        self.ecams.iter().find_map(|(segment, window)| {
+            let end = gpa.checked_add(len as u64)?;
+            let inside = window.start <= gpa && end <= window.end;
+            let offset = inside.then(|| gpa - window.start)?;
+            let id = DeviceId((offset >> 12) as u16);
+            Some(((*segment, id), offset as u16 & 0xfff))
+        })
+    }
+
     /// Reads configuration space; an absent function reads as all ones (master abort).
-    pub fn config_read(&self, id: DeviceId, offset: u16, data: &mut [u8]) {
-        match self.function(id) {
+    pub fn config_read(&self, place: Address, offset: u16, data: &mut [u8]) {
+        match self.function(place) {
             Some(function) if fits(offset.into(), data.len()) => function.config_read(offset, data),
             _ => data.fill(0xff),
         }
     }
 
     /// Writes configuration space.
-    pub fn config_write(&self, id: DeviceId, offset: u16, data: &[u8]) {
-        if let Some(function) = self.function(id)
+    pub fn config_write(&self, place: Address, offset: u16, data: &[u8]) {
+        if let Some(function) = self.function(place)
             && fits(offset.into(), data.len())
         {
             function.config_write(offset, data);
         }
     }
 
-    /// Reads at `offset` of the ECAM window: bus\[27:20\], device and function\[19:12\].
-    pub fn ecam_read(&self, offset: u64, data: &mut [u8]) {
-        self.config_read(DeviceId((offset >> 12) as u16), offset as u16 & 0xfff, data);
+    /// Reads an ECAM window; `false` when none decodes `gpa`.
+    pub fn ecam_read(&self, gpa: u64, data: &mut [u8]) -> bool {
+        match self.ecam(gpa, data.len()) {
+            Some((place, offset)) => {
+                self.config_read(place, offset, data);
+                true
+            }
+            None => false,
+        }
     }
 
-    /// Writes at `offset` of the ECAM window.
-    pub fn ecam_write(&self, offset: u64, data: &[u8]) {
-        self.config_write(DeviceId((offset >> 12) as u16), offset as u16 & 0xfff, data);
+    /// Writes an ECAM window; `false` when none decodes `gpa`.
+    pub fn ecam_write(&self, gpa: u64, data: &[u8]) -> bool {
+        match self.ecam(gpa, data.len()) {
+            Some((place, offset)) => {
+                self.config_write(place, offset, data);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Reads a memory BAR; `false` when no function decodes `gpa`.
@@ -119,12 +152,12 @@ impl PciBus {
         false
     }
 
-    /// What CONFIG_DATA addresses now: `None` while CONFIG_ADDRESS.Enable is 0.
-    fn selected(&self, port: u16) -> Option<(DeviceId, u16)> {
+    /// What of segment 0 CONFIG_DATA addresses now: `None` while CONFIG_ADDRESS.Enable is 0.
+    fn selected(&self, port: u16) -> Option<(Address, u16)> {
         let address = self.config_address.load(Ordering::Acquire);
         (address >> 31 == 1).then(|| {
             (
-                DeviceId((address >> 8) as u16),
+                (Segment(0), DeviceId((address >> 8) as u16)),
                 (address as u16 & 0xfc) + port - CONFIG_DATA,
             )
         })
@@ -141,7 +174,7 @@ impl PciBus {
             return false;
         }
         match self.selected(port) {
-            Some((id, offset)) => self.config_read(id, offset, data),
+            Some((place, offset)) => self.config_read(place, offset, data),
             None => data.fill(0xff),
         }
         true
@@ -161,8 +194,8 @@ impl PciBus {
         if !in_data_ports(port, data.len()) {
             return false;
         }
-        if let Some((id, offset)) = self.selected(port) {
-            self.config_write(id, offset, data);
+        if let Some((place, offset)) = self.selected(port) {
+            self.config_write(place, offset, data);
         }
         true
     }
@@ -180,9 +213,13 @@ fn fits(offset: u64, len: usize) -> bool {
 mod tests {
     use super::*;
 
+    const ECAM: u64 = 0xe000_0000;
+    const SMBUS: DeviceId = DeviceId::new(0, 0x14, 0);
+
     fn bus() -> PciBus {
         let mut bus = PciBus::new();
-        bus.add(DeviceId::new(0, 0x14, 0), Arc::new(Fixed::smbus()));
+        bus.add_ecam(Segment(0), ECAM..ECAM + (256 << 20));
+        bus.add(Segment(0), SMBUS, Arc::new(Fixed::smbus()));
         bus
     }
 
@@ -197,7 +234,7 @@ mod tests {
         let mut by_port = [0; 4];
         assert!(bus.port_read(CONFIG_DATA, &mut by_port));
         let mut by_ecam = [0; 4];
-        bus.ecam_read(0x14 << 15, &mut by_ecam);
+        assert!(bus.ecam_read(ECAM + (0x14 << 15), &mut by_ecam));
         assert_eq!(by_port, by_ecam);
         assert_eq!(u16::from_le_bytes([by_port[0], by_port[1]]), 0x1022);
     }
@@ -222,11 +259,35 @@ mod tests {
     fn an_absent_function_reads_as_all_ones() {
         let bus = bus();
         let mut data = [0; 4];
-        bus.ecam_read(0x13 << 15, &mut data);
+        assert!(bus.ecam_read(ECAM + (0x13 << 15), &mut data));
         assert_eq!(data, [0xff; 4]);
         select(&bus, 0x8001_a000);
         assert!(bus.port_read(CONFIG_DATA, &mut data));
         assert_eq!(data, [0xff; 4]);
+    }
+
+    #[test]
+    fn segments_have_their_own_functions_and_ports_reach_segment_0_only() {
+        let mut bus = bus();
+        bus.add_ecam(Segment(1), 0xf000_0000..0xf100_0000);
+        bus.add(
+            Segment(1),
+            DeviceId::new(0, 5, 0),
+            Arc::new(Fixed::host_bridge()),
+        );
+        let mut data = [0; 4];
+        let there = |gpa: u64, data: &mut [u8; 4]| {
+            assert!(bus.ecam_read(gpa, data));
+            *data != [0xff; 4]
+        };
+        assert!(there(0xf000_0000 + (5 << 15), &mut data));
+        assert!(!there(0xf000_0000 + (0x14 << 15), &mut data));
+        assert!(!there(ECAM + (5 << 15), &mut data));
+        select(&bus, 0x8000_2800);
+        assert!(bus.port_read(CONFIG_DATA, &mut data));
+        assert_eq!(data, [0xff; 4]);
+        let mut across = [0; 8];
+        assert!(!bus.ecam_read(0xf0ff_fffc, &mut across), "over the end");
     }
 
     #[test]
