@@ -1,5 +1,6 @@
 //! What the engine needs to know of the IOMMU's registers.
 
+use amdvi_core::View;
 use amdvi_regs::mmio::{Control, ExtendedFeature, ExtendedFeature2};
 
 /// The register state that a translation depends on.
@@ -47,6 +48,18 @@ impl WalkContext {
             ht_range_ignore: features2.ht_range_ignore(),
             exclusion: None,
         }
+    }
+
+    /// The context that the registers give now.
+    pub(crate) fn of_view(view: &View, va_bits: u8) -> Self {
+        let [base, limit] = view.exclusion();
+        // Under SNP the same registers hold the range of completion stores.
+        let exclusion = if view.efr().snp_sup() {
+            None
+        } else {
+            Exclusion::from_registers(base, limit)
+        };
+        Self::new(view.control(), view.efr(), view.efr2(), va_bits).with_exclusion(exclusion)
     }
 
     /// The same context with an exclusion range.

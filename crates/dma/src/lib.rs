@@ -1,6 +1,6 @@
 //! AMD IOMMU DMA remapping: from an IOVA to a guest physical address.
 //!
-//! Two layers:
+//! Three parts:
 //!
 //! - [`translate`] is a function of what it is given: a view of the registers ([`WalkContext`]), the
 //!   two low words of the requester's Device Table Entry, a [`Request`] and guest memory. It answers
@@ -9,6 +9,7 @@
 //! - [`Mapper`] is a requester's handle: it finds the Device Table Entry and keeps it, looks into its
 //!   own cache and into the [`Iotlb`] that all requesters share, and ties the result to the operation
 //!   that a COMPLETION_WAIT waits for. It obeys the journal of [`amdvi_core`].
+//! - [`AddressSpace`] tells what a requester's tables map now, range by range, for whoever keeps a copy.
 //!
 //! ```
 //! use amdvi_dma::{Access, Request, RequestKind, WalkContext, translate};
@@ -58,6 +59,7 @@ extern crate alloc;
 mod cache;
 mod context;
 mod dte;
+mod enumerate;
 mod fault;
 mod iotlb;
 mod mapper;
@@ -69,6 +71,7 @@ mod walk;
 
 pub use context::{Exclusion, WalkContext};
 pub use dte::{DteDefect, check_dte};
+pub use enumerate::{AddressSpace, Mapping, Mappings};
 pub use fault::{Fault, Reason};
 pub use iotlb::Iotlb;
 pub use mapper::{Cause, Failed, Failure, Mapped, Mapper, Operation, Piece};

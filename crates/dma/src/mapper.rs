@@ -11,7 +11,7 @@ use amdvi_regs::event::{DevTabHardwareError, Event, IoPageFault};
 use amdvi_regs::{DeviceId, PhysMemory};
 
 use crate::cache::Cache;
-use crate::context::{Exclusion, WalkContext};
+use crate::context::WalkContext;
 use crate::fault::{MASTER_ABORT, Reason};
 use crate::iotlb::{Iotlb, Key};
 use crate::ranges::{AddressClass, classify, classify_untranslated};
@@ -484,16 +484,7 @@ fn read_dte<M: PhysMemory + ?Sized>(
     request: &Request,
     va_bits: u8,
 ) -> Result<Dte, Box<Failure>> {
-    let control = view.control();
-    let [base, limit] = view.exclusion();
-    // Under SNP the same registers hold the range of completion stores.
-    let exclusion = if view.efr().snp_sup() {
-        None
-    } else {
-        Exclusion::from_registers(base, limit)
-    };
-    let context =
-        WalkContext::new(control, view.efr(), view.efr2(), va_bits).with_exclusion(exclusion);
+    let context = WalkContext::of_view(view, va_bits);
     if !context.iommu_enabled {
         return Ok(Dte {
             context,
