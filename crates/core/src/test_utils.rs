@@ -44,6 +44,41 @@ impl TestMemory {
         self.stores.load(Ordering::Relaxed)
     }
 
+    /// Accesses of either kind since construction or the last [`reset_counts`](Self::reset_counts),
+    /// failed ones included.
+    pub fn accesses(&self) -> u64 {
+        self.loads() + self.stores()
+    }
+
+    /// Reads a 64-bit word without counting it, holes included.
+    ///
+    /// # Panics
+    ///
+    /// If `gpa` lies behind the end.
+    pub fn read(&self, gpa: u64) -> u64 {
+        self.words[gpa as usize / 8].load(Ordering::Acquire)
+    }
+
+    /// Writes a 64-bit word without counting it, holes included.
+    ///
+    /// # Panics
+    ///
+    /// If `gpa` lies behind the end.
+    pub fn write(&self, gpa: u64, value: u64) {
+        self.words[gpa as usize / 8].store(value, Ordering::Release);
+    }
+
+    /// Writes consecutive 64-bit words without counting them.
+    ///
+    /// # Panics
+    ///
+    /// If one of them lies behind the end.
+    pub fn write_all(&self, gpa: u64, values: &[u64]) {
+        for (i, &value) in values.iter().enumerate() {
+            self.write(gpa + 8 * i as u64, value);
+        }
+    }
+
     /// Sets both counters to 0.
     pub fn reset_counts(&self) {
         self.loads.store(0, Ordering::Relaxed);
@@ -65,9 +100,9 @@ impl TestMemory {
     fn update_u32(&self, gpa: u64, change: impl Fn(u32) -> u32) -> Result<u32, MemoryError> {
         let shift = (gpa & 4) * 8;
         let mask = 0xffff_ffff << shift;
+        self.stores.fetch_add(1, Ordering::Relaxed);
         let word = self.word(gpa & !4, 8)?;
         self.word(gpa, 4)?;
-        self.stores.fetch_add(1, Ordering::Relaxed);
         let old = word
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
                 let half = change((word >> shift) as u32);

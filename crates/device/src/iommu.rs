@@ -26,7 +26,7 @@ pub struct Iommu {
     pub(crate) iotlb: Arc<Iotlb>,
     pub(crate) memory: Arc<dyn PhysMemory>,
     pub(crate) host: Arc<dyn Host>,
-    offer: Offer,
+    pub(crate) offer: Offer,
     device_id: DeviceId,
     segment: Segment,
     inner: Mutex<Inner>,
@@ -177,6 +177,17 @@ impl Iommu {
     pub fn add_observer(&self, observer: Arc<dyn Observer>) {
         let mut inner = self.lock();
         inner.observers = inner.observers.iter().cloned().chain([observer]).collect();
+    }
+
+    /// Takes away an observer that was [added](Self::add_observer). A notification that is under way on
+    /// another thread may still reach it.
+    pub fn remove_observer(&self, observer: &Arc<dyn Observer>) {
+        let mut inner = self.lock();
+        let same = |other: &Arc<dyn Observer>| {
+            std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(observer))
+        };
+        let kept = inner.observers.iter().filter(|other| !same(other));
+        inner.observers = kept.cloned().collect();
     }
 
     /// Platform reset: registers, configuration space and MSI capability as after power-on, enabled
