@@ -1,7 +1,11 @@
 //! What the lab and the init of its guests say to each other: a plan goes in with the initramfs,
-//! a report comes out on the console.
+//! a report comes out on the console. With what any first process of a guest needs.
 
 #![forbid(unsafe_code)]
+
+pub mod kmsg;
+pub mod machine;
+pub mod pci;
 
 use std::collections::BTreeMap;
 

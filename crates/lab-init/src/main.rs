@@ -2,19 +2,14 @@
 //! report and powers off; whatever goes wrong is part of the report.
 
 mod container;
-mod pci;
 
-use std::ffi::CString;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use amdvi_lab_init::{Module, PLAN, Plan, Ran, Report};
-use nix::kmod::{ModuleInitFlags, finit_module};
-use nix::mount::{MsFlags, mount};
+use amdvi_lab_init::{PLAN, Plan, Ran, Report, kmsg, machine, pci};
 use nix::sys::reboot::{RebootMode, reboot};
 
 fn main() {
@@ -24,36 +19,19 @@ fn main() {
         );
         std::process::exit(2);
     }
-    let mut report = Report::default();
-    for (kind, place) in [
-        ("proc", "/proc"),
-        ("sysfs", "/sys"),
-        ("devtmpfs", "/dev"),
-        ("debugfs", "/sys/kernel/debug"),
-    ] {
-        let mounted = fs::create_dir_all(place).and_then(|()| {
-            mount(
-                Some(kind),
-                place,
-                Some(kind),
-                MsFlags::empty(),
-                None::<&str>,
-            )
-            .map_err(io::Error::from)
-        });
-        match mounted {
-            // The kernel may have mounted it before.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-            Err(error) => report.problems.push(format!("mount {place}: {error}")),
-            Ok(()) => {}
-        }
-    }
+    let mut report = Report {
+        problems: machine::mount_all(),
+        ..Report::default()
+    };
     match plan() {
         Ok(plan) => run(&plan, &mut report),
         Err(error) => report.problems.push(format!("{PLAN}: {error}")),
     }
     report.kernel = text("/proc/sys/kernel/osrelease").unwrap_or_default();
-    report.log = log().unwrap_or_else(|error| vec![format!("/dev/kmsg: {error}")]);
+    report.log = match kmsg::read() {
+        Ok(records) => records.into_iter().map(|record| record.text).collect(),
+        Err(error) => vec![format!("/dev/kmsg: {error}")],
+    };
 
     // From here on only the report goes to the console.
     let _ = fs::write("/proc/sys/kernel/printk", "1");
@@ -74,7 +52,7 @@ fn plan() -> io::Result<Plan> {
 
 fn run(plan: &Plan, report: &mut Report) {
     for module in &plan.modules {
-        if let Err(error) = load(module) {
+        if let Err(error) = machine::load_module(&module.path, &module.parameters) {
             report
                 .problems
                 .push(format!("load {}: {error}", module.path));
@@ -122,38 +100,6 @@ fn run(plan: &Plan, report: &mut Report) {
     }
 }
 
-fn load(module: &Module) -> io::Result<()> {
-    let file = File::open(&module.path)?;
-    let parameters = CString::new(module.parameters.as_str())?;
-    match finit_module(&file, &parameters, ModuleInitFlags::empty()) {
-        Err(nix::Error::EEXIST) => Ok(()),
-        other => Ok(other?),
-    }
-}
-
 fn text(path: impl AsRef<Path>) -> io::Result<String> {
     Ok(fs::read_to_string(path)?.trim_end().to_owned())
-}
-
-/// The kernel's log: what follows the `;` of each record of `/dev/kmsg`.
-fn log() -> io::Result<Vec<String>> {
-    let mut kmsg = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open("/dev/kmsg")?;
-    let mut lines = Vec::new();
-    let mut record = [0; 8192];
-    loop {
-        let length = match kmsg.read(&mut record) {
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(lines),
-            // The record was overwritten before it was read: the next one is there.
-            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => continue,
-            Err(error) => return Err(error),
-        };
-        let record = String::from_utf8_lossy(&record[..length]);
-        if let Some((_, text)) = record.split_once(';') {
-            lines.push(text.lines().next().unwrap_or_default().to_owned());
-        }
-    }
 }

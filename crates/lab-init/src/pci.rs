@@ -4,13 +4,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use amdvi_lab_init::{Bound, PciId};
+use crate::{Bound, PciId};
 
 const DEVICES: &str = "/sys/bus/pci/devices";
 
-/// Binds the function with these IDs to vfio-pci.
-pub(crate) fn bind_to_vfio(id: PciId) -> Bound {
-    let Some(function) = find(id) else {
+/// Binds the first function with these IDs to vfio-pci.
+pub fn bind_to_vfio(id: PciId) -> Bound {
+    let Some(function) = find(id).into_iter().next() else {
         return Bound {
             function: String::new(),
             error: Some(format!(
@@ -23,20 +23,32 @@ pub(crate) fn bind_to_vfio(id: PciId) -> Bound {
     Bound { function, error }
 }
 
-fn find(id: PciId) -> Option<String> {
+/// The addresses of the functions with these IDs, such as `0000:00:05.0`, in order.
+pub fn find(id: PciId) -> Vec<String> {
     let attribute = |folder: &Path, name: &str| {
         let text = fs::read_to_string(folder.join(name)).ok()?;
         u16::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok()
     };
-    fs::read_dir(DEVICES).ok()?.flatten().find_map(|entry| {
-        let folder = entry.path();
-        let same = attribute(&folder, "vendor")? == id.vendor
-            && attribute(&folder, "device")? == id.device;
-        same.then(|| entry.file_name().into_string().ok())?
-    })
+    let entries = fs::read_dir(DEVICES).into_iter().flatten();
+    let mut functions: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let folder = entry.path();
+            let same = attribute(&folder, "vendor")? == id.vendor
+                && attribute(&folder, "device")? == id.device;
+            same.then(|| entry.file_name().into_string().ok())?
+        })
+        .collect();
+    // The folder is in no order.
+    functions.sort_unstable();
+    functions
 }
 
-fn bind(function: &str) -> io::Result<()> {
+/// Takes the function away from its driver and gives it to vfio-pci.
+///
+/// # Errors
+/// The sysfs file that refused, or which driver took the function instead.
+pub fn bind(function: &str) -> io::Result<()> {
     let folder = PathBuf::from(DEVICES).join(function);
     let put = |path: PathBuf, what: &str| {
         fs::write(&path, what)
