@@ -5,7 +5,6 @@
 //! and root is not needed.
 
 mod build;
-mod cpio;
 mod guest;
 mod host;
 mod host_checks;

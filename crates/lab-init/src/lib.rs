@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cpio;
 pub mod kmsg;
 pub mod machine;
 pub mod pci;

@@ -8,10 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use amdvi_lab_init::cpio::Cpio;
 use amdvi_lab_init::{BEGIN, END, PLAN, Plan, Report, report_in};
 use anyhow::{Context, Result, bail};
 
-use super::cpio::Cpio;
 use super::kernels::Kernel;
 use crate::step::target_dir;
 

@@ -1,8 +1,8 @@
 //! Initial ramdisks, in the "newc" format that the kernel unpacks.
 
 /// An archive that is being written.
-#[derive(Default)]
-pub(super) struct Cpio {
+#[derive(Debug, Default)]
+pub struct Cpio {
     bytes: Vec<u8>,
     entries: u32,
 }
@@ -14,22 +14,22 @@ const CHARACTER_DEVICE: u32 = 0o020_000;
 
 impl Cpio {
     /// A directory; its parent comes first.
-    pub(super) fn directory(&mut self, path: &str) {
+    pub fn directory(&mut self, path: &str) {
         self.entry(path, DIRECTORY | 0o755, (0, 0), &[]);
     }
 
     /// A file that anyone can read and run.
-    pub(super) fn file(&mut self, path: &str, contents: &[u8]) {
+    pub fn file(&mut self, path: &str, contents: &[u8]) {
         self.entry(path, FILE | 0o755, (0, 0), contents);
     }
 
     /// A character device.
-    pub(super) fn device(&mut self, path: &str, major: u32, minor: u32) {
+    pub fn device(&mut self, path: &str, major: u32, minor: u32) {
         self.entry(path, CHARACTER_DEVICE | 0o600, (major, minor), &[]);
     }
 
     /// The finished archive.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes
     }

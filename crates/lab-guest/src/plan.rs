@@ -1,0 +1,671 @@
+//! What the guest is to do.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the plan is in the initramfs.
+pub const PLAN: &str = "/plan.json";
+/// Seconds that a check may take unless its step says otherwise.
+pub const STEP_TIMEOUT: u64 = 60;
+/// Seconds that all of it may take unless the plan says otherwise.
+pub const PLAN_TIMEOUT: u64 = 240;
+
+/// What the guest is to do, in this order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Plan {
+    /// Kernel modules to load, each after those it depends on: a path in the initramfs, and
+    /// parameters after a space. `….ko` is loaded as it is, others are left to the kernel to
+    /// decompress.
+    pub modules: Vec<String>,
+    /// What to check. A [`Check::Log`] runs after all others, wherever it stands.
+    pub checks: Vec<Step>,
+    /// Patterns of lines that the log may have besides those of [`crate::allow`].
+    pub log_allow: Vec<String>,
+    /// What to do in the end.
+    pub then: Then,
+    /// With [`Then::Kexec`]: the kernel to start, and what it is to do.
+    pub kexec: Option<Box<Kexec>>,
+    /// Seconds that all of it may take; then what is known is reported.
+    pub timeout_s: u64,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            modules: Vec::new(),
+            checks: Vec::new(),
+            log_allow: Vec::new(),
+            then: Then::Poweroff,
+            kexec: None,
+            timeout_s: PLAN_TIMEOUT,
+        }
+    }
+}
+
+/// How it ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// The machine is switched off.
+    #[default]
+    Poweroff,
+    /// The machine is reset.
+    Reboot,
+    /// Another kernel starts without a reset, see [`Plan::kexec`]. When it can't be loaded the
+    /// report says so and the machine is switched off.
+    Kexec,
+}
+
+/// A kernel to start without a reset. Its initramfs is made of what is in the one of now, with
+/// another plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kexec {
+    /// Where the kernel's image is in the initramfs.
+    pub kernel: String,
+    /// Its command line; that of the running kernel unless given.
+    #[serde(default)]
+    pub cmdline: Option<String>,
+    /// What it is to do.
+    pub plan: Plan,
+}
+
+/// A check, with what concerns every check.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Name of the result, if not that of the check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Seconds that it may take; [`STEP_TIMEOUT`] unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u64>,
+    /// The check itself.
+    #[serde(flatten)]
+    pub check: Check,
+}
+
+impl From<Check> for Step {
+    fn from(check: Check) -> Self {
+        Self {
+            label: None,
+            timeout_s: None,
+            check,
+        }
+    }
+}
+
+/// What can be checked, each with its parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case")]
+pub enum Check {
+    /// The kernel's log.
+    Log(Log),
+    /// `/proc/interrupts`.
+    Interrupts(Interrupts),
+    /// The IOMMU groups of the PCI functions.
+    IommuGroups(IommuGroups),
+    /// What the driver says of an IOMMU in `/sys/class/iommu`.
+    SysfsIvhd(SysfsIvhd),
+    /// The driver's debugfs files.
+    Debugfs(Debugfs),
+    /// Processors.
+    Cpus(Cpus),
+    /// Contents of files.
+    Files(Files),
+    /// Virtio disks.
+    Disk(Disk),
+    /// Virtio network interfaces with a loopback backend.
+    Net(Net),
+    /// The hardware random number generator.
+    Rng(Rng),
+    /// The virtio console.
+    Console(Console),
+    /// DMA of the test endpoint through mappings of vfio-pci.
+    VfioDma(VfioDma),
+    /// Every MSI-X vector of the test endpoint, received by vfio-pci.
+    Msix(Msix),
+    /// The test endpoint's MSI.
+    Msi(Pin),
+    /// The test endpoint's INTx.
+    Intx(Pin),
+    /// DMA after the unmap is a fault, and only that.
+    UnmapFault(UnmapFault),
+    /// How many MSI-X vectors there can be.
+    Limit(Limit),
+    /// Interrupts that move between processors while they fire.
+    Affinity(Affinity),
+    /// Events that the test endpoint provokes, and what Linux says to them.
+    Events(Events),
+    /// Processors that leave and come back.
+    CpuHotplug(CpuHotplug),
+}
+
+impl Check {
+    /// The name that it has in a plan.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Log(_) => "log",
+            Self::Interrupts(_) => "interrupts",
+            Self::IommuGroups(_) => "iommu-groups",
+            Self::SysfsIvhd(_) => "sysfs-ivhd",
+            Self::Debugfs(_) => "debugfs",
+            Self::Cpus(_) => "cpus",
+            Self::Files(_) => "files",
+            Self::Disk(_) => "disk",
+            Self::Net(_) => "net",
+            Self::Rng(_) => "rng",
+            Self::Console(_) => "console",
+            Self::VfioDma(_) => "vfio-dma",
+            Self::Msix(_) => "msix",
+            Self::Msi(_) => "msi",
+            Self::Intx(_) => "intx",
+            Self::UnmapFault(_) => "unmap-fault",
+            Self::Limit(_) => "limit",
+            Self::Affinity(_) => "affinity",
+            Self::Events(_) => "events",
+            Self::CpuHotplug(_) => "cpu-hotplug",
+        }
+    }
+}
+
+/// The parameters of [`Check::Log`]; patterns as in [`crate::pattern`]. That every line is
+/// allowed is checked always.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Each must match a line.
+    pub require: Vec<String>,
+    /// None may match a line, allowed or not.
+    pub forbid: Vec<String>,
+}
+
+/// The parameters of [`Check::Interrupts`]. A row is `<chip> <hardware number> <actions>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Interrupts {
+    /// Every interrupt of a device is remapped; that of the IOMMU, which can't be, is left out.
+    pub remapped: bool,
+    /// Each pattern must match a row.
+    pub require: Vec<String>,
+    /// None may match a row.
+    pub forbid: Vec<String>,
+    /// Rows that must have counted something.
+    pub counted: Vec<String>,
+}
+
+impl Default for Interrupts {
+    fn default() -> Self {
+        Self {
+            remapped: true,
+            require: Vec::new(),
+            forbid: Vec::new(),
+            counted: Vec::new(),
+        }
+    }
+}
+
+/// The parameters of [`Check::IommuGroups`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IommuGroups {
+    /// Types that a group may have, such as `DMA`, `DMA-FQ`, `identity`; any unless given.
+    pub types: Vec<String>,
+    /// Types of single functions, by address such as `0000:00:05.0`.
+    pub functions: BTreeMap<String, String>,
+    /// How many functions must have a group, at least.
+    pub at_least: usize,
+    /// Functions that have none, besides IOMMUs and host bridges.
+    pub without: Vec<String>,
+    /// Patterns of lines that a function's `reserved_regions` must have, by address.
+    pub reserved: BTreeMap<String, Vec<String>>,
+}
+
+/// The parameters of [`Check::SysfsIvhd`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SysfsIvhd {
+    /// Which IOMMU: `ivhd<index>`.
+    pub index: u32,
+    /// The capability header that it must show.
+    pub cap: Option<u32>,
+    /// The Extended Feature Register that it must show.
+    pub efr: Option<u64>,
+    /// The Extended Feature 2 Register that it must show.
+    pub efr2: Option<u64>,
+}
+
+/// The parameters of [`Check::Debugfs`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Debugfs {
+    /// Which IOMMU: `iommu<index>`.
+    pub index: u32,
+    /// Bits of MMIO registers.
+    pub mmio: Vec<Bits>,
+    /// Bits of dwords of the PCI capability.
+    pub capability: Vec<Bits>,
+    /// Device table entries and interrupt tables.
+    pub devices: Vec<DeviceEntry>,
+}
+
+/// Bits that a register must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bits {
+    /// Where the register is.
+    pub offset: u32,
+    /// The bits to look at.
+    pub mask: u64,
+    /// What they must be, in place.
+    pub value: u64,
+}
+
+/// What the device table and the interrupt table must have for a function.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeviceEntry {
+    /// The function's address; `endpoint` stands for the first test endpoint.
+    pub function: String,
+    /// IntTabLen: the table has 2 to the power of it entries.
+    pub int_tab_len: Option<u8>,
+    /// The paging mode of the host's table.
+    pub mode: Option<u8>,
+    /// GV: there is a guest table.
+    pub guest: Option<bool>,
+    /// Entries of the interrupt table that are valid, at least.
+    pub irtes: Option<usize>,
+}
+
+/// The parameters of [`Check::Cpus`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cpus {
+    /// How many there must be.
+    pub online: Option<usize>,
+    /// There is one with a higher APIC ID than this.
+    pub apic_id_above: Option<u32>,
+}
+
+/// The parameters of [`Check::Files`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Files {
+    /// A pattern by path: a line of the file must match it. No pattern: there is no such file.
+    pub files: BTreeMap<String, Option<String>>,
+}
+
+/// The parameters of [`Check::Disk`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Disk {
+    /// Disks that there must be.
+    pub disks: usize,
+    /// MiB to write to each, at its start.
+    pub mib: u64,
+    /// Threads for each disk, each bound to a processor.
+    pub threads: usize,
+    /// Queues that each disk must have and, if there are as many processors, that must have been
+    /// used.
+    pub queues: usize,
+    /// What is written follows from it, see [`crate::data`].
+    pub seed: u64,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self {
+            disks: 1,
+            mib: 8,
+            threads: 4,
+            queues: 1,
+            seed: 1,
+        }
+    }
+}
+
+/// The parameters of [`Check::Net`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Net {
+    /// Interfaces that there must be, each of which gives back what is sent.
+    pub interfaces: usize,
+    /// Frames to send on each interface.
+    pub frames: usize,
+    /// Frames on their way at a time.
+    pub window: usize,
+    /// Threads for each interface, each bound to a processor.
+    pub threads: usize,
+    /// What is sent follows from it.
+    pub seed: u64,
+}
+
+impl Default for Net {
+    fn default() -> Self {
+        Self {
+            interfaces: 1,
+            frames: 2000,
+            window: 32,
+            threads: 2,
+            seed: 1,
+        }
+    }
+}
+
+/// The parameters of [`Check::Rng`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rng {
+    /// Bytes to read.
+    pub bytes: usize,
+}
+
+impl Default for Rng {
+    fn default() -> Self {
+        Self { bytes: 4096 }
+    }
+}
+
+/// The parameters of [`Check::Console`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Console {
+    /// The device.
+    pub path: String,
+    /// Lines to write to it.
+    pub lines: usize,
+}
+
+impl Default for Console {
+    fn default() -> Self {
+        Self {
+            path: "/dev/hvc0".into(),
+            lines: 100,
+        }
+    }
+}
+
+/// How to get at a function and its IOMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// The IOMMU group and a container of type 1, version 2.
+    Group,
+    /// The function's own device file, and iommufd.
+    Cdev,
+}
+
+/// A test endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Target {
+    /// Which of them, counted from 0 in order of their addresses.
+    pub endpoint: usize,
+    /// How to get at it; [`Backend::Cdev`] if the kernel has that, unless given.
+    pub backend: Option<Backend>,
+}
+
+/// The parameters of [`Check::VfioDma`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VfioDma {
+    /// The endpoint.
+    pub target: Target,
+    /// Where to map. Each must be in the aperture that the kernel offers.
+    pub iovas: Vec<u64>,
+    /// Bytes to map. Sizes above what memory there is in one piece are made of smaller pieces.
+    pub sizes: Vec<u64>,
+    /// MiB of memory to ask for, in huge pages where there are any.
+    pub mib: u64,
+    /// Sizes that must not be left out because memory is short.
+    pub require_sizes: bool,
+    /// With debugfs: the paging mode that the device table must have reached.
+    pub mode: Option<u8>,
+}
+
+impl Default for VfioDma {
+    fn default() -> Self {
+        Self {
+            target: Target::default(),
+            iovas: vec![0x10_0000, 1 << 32],
+            sizes: vec![0x1000, 0x2000, 0x1_0000, 0x20_0000, 0x40_0000],
+            mib: 64,
+            require_sizes: true,
+            mode: None,
+        }
+    }
+}
+
+/// The parameters of [`Check::Msix`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Msix {
+    /// The endpoint.
+    pub target: Target,
+    /// Vectors to ask for, all of which must be there.
+    pub vectors: u32,
+    /// How many to fire at a time; each entry fires every vector once.
+    pub batches: Vec<u32>,
+    /// With debugfs: IntTabLen of the device table entry.
+    pub int_tab_len: Option<u8>,
+}
+
+impl Default for Msix {
+    fn default() -> Self {
+        Self {
+            target: Target::default(),
+            vectors: 2048,
+            batches: vec![1, 64, 2048],
+            int_tab_len: None,
+        }
+    }
+}
+
+/// The parameters of [`Check::Msi`] and [`Check::Intx`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pin {
+    /// The endpoint.
+    pub target: Target,
+    /// How often to fire.
+    pub count: u32,
+}
+
+impl Default for Pin {
+    fn default() -> Self {
+        Self {
+            target: Target::default(),
+            count: 50,
+        }
+    }
+}
+
+/// The parameters of [`Check::UnmapFault`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UnmapFault {
+    /// The endpoint.
+    pub target: Target,
+    /// Where to map and unmap; each is one write and one read that fault. Linux prints no more
+    /// than ten faults of a function in five seconds.
+    pub iovas: Vec<u64>,
+}
+
+impl Default for UnmapFault {
+    fn default() -> Self {
+        Self {
+            target: Target::default(),
+            iovas: vec![0x10_0000, 1 << 32],
+        }
+    }
+}
+
+/// The parameters of [`Check::Limit`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limit {
+    /// The endpoint.
+    pub target: Target,
+    /// So many vectors can be had.
+    pub vectors: u32,
+    /// So many can't.
+    pub refused: u32,
+    /// What the kernel's log says then.
+    pub message: String,
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self {
+            target: Target::default(),
+            vectors: 512,
+            refused: 513,
+            message: "AMD-Vi: Failed to allocate IRTE".into(),
+        }
+    }
+}
+
+/// The parameters of [`Check::Affinity`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Affinity {
+    /// The endpoint.
+    pub target: Target,
+    /// Vectors that are moved and fired.
+    pub vectors: u32,
+    /// How often each of them is fired while it moves.
+    pub rounds: u32,
+    /// Take processors away and bring them back meanwhile.
+    pub hotplug: bool,
+}
+
+impl Default for Affinity {
+    fn default() -> Self {
+        Self {
+            target: Target::default(),
+            vectors: 64,
+            rounds: 20,
+            hotplug: false,
+        }
+    }
+}
+
+/// The parameters of [`Check::Events`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Events {
+    /// The endpoint.
+    pub target: Target,
+    /// One after the other.
+    pub provoke: Vec<Provoke>,
+}
+
+/// A request of the endpoint, and what Linux must say to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provoke {
+    /// The request.
+    pub request: Request,
+    /// DeviceID that DMA carries; the endpoint's own unless given.
+    #[serde(default)]
+    pub requester: Option<u16>,
+    /// The IOMMU lets it pass.
+    #[serde(default)]
+    pub passes: bool,
+    /// Patterns of lines that must come, each at least once. `{function}` stands for the
+    /// endpoint's address.
+    #[serde(default)]
+    pub expect: Vec<String>,
+    /// Patterns of lines that may come besides.
+    #[serde(default)]
+    pub allow: Vec<String>,
+}
+
+/// What the test endpoint can be made to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// A DMA write of 64 bytes to this IOVA.
+    Write(u64),
+    /// A DMA read of 64 bytes from this IOVA.
+    Read(u64),
+    /// An interrupt message with this address and data.
+    Message(u64, u32),
+    /// DMA writes to the page at this IOVA, this many milliseconds long.
+    Flood(u64, u32),
+}
+
+/// The parameters of [`Check::CpuHotplug`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CpuHotplug {
+    /// Processors to take away one after the other, and to bring back.
+    pub cpus: Vec<u32>,
+}
+
+impl Default for CpuHotplug {
+    fn default() -> Self {
+        Self { cpus: vec![1] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<Plan, serde_json::Error> {
+        serde_json::from_str(json)
+    }
+
+    #[test]
+    fn a_plan_says_only_what_differs_from_the_usual() {
+        let plan = parse(
+            r#"{"modules":["/modules/vfio.ko"],
+                "checks":[{"name":"log","require":["AMD-Vi: X2APIC enabled"]},
+                          {"name":"msix","vectors":512,"timeout_s":90,"label":"msix-512"},
+                          {"name":"disk"}],
+                "log_allow":["x*"],"then":"reboot"}"#,
+        )
+        .unwrap();
+        assert_eq!(plan.then, Then::Reboot);
+        assert_eq!(plan.timeout_s, PLAN_TIMEOUT);
+        assert_eq!(plan.checks[1].timeout_s, Some(90));
+        assert_eq!(plan.checks[1].label.as_deref(), Some("msix-512"));
+        let expected = Msix {
+            vectors: 512,
+            ..Msix::default()
+        };
+        assert_eq!(plan.checks[1].check, Check::Msix(expected));
+        assert_eq!(plan.checks[2].check, Check::Disk(Disk::default()));
+        let again = serde_json::to_string(&plan).unwrap();
+        assert_eq!(parse(&again).unwrap(), plan);
+    }
+
+    #[test]
+    fn what_nobody_knows_in_a_plan_is_an_error() {
+        for json in [
+            r#"{"module":[]}"#,
+            r#"{"checks":[{"name":"lag"}]}"#,
+            r#"{"checks":[{"name":"log","requires":[]}]}"#,
+            r#"{"checks":[{"require":[]}]}"#,
+            r#"{"then":"sleep"}"#,
+        ] {
+            assert!(parse(json).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_check_is_the_one_in_the_plan() {
+        for check in [
+            Check::IommuGroups(IommuGroups::default()),
+            Check::SysfsIvhd(SysfsIvhd::default()),
+            Check::UnmapFault(UnmapFault::default()),
+            Check::CpuHotplug(CpuHotplug::default()),
+            Check::VfioDma(VfioDma::default()),
+        ] {
+            let json = serde_json::to_value(Step::from(check.clone())).unwrap();
+            assert_eq!(json["name"], check.name());
+        }
+    }
+}
