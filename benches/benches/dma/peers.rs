@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
-use amdvi_dma::{Access, Request, RequestKind, WalkContext, translate};
+use amdvi_dma::{Access, DmaEntry, Request, RequestKind, WalkContext, translate};
 use amdvi_regs::dte::{DteQ0, DteQ1};
 use amdvi_regs::{DeviceId, PhysMemory};
 use criterion::{Criterion, Throughput};
@@ -39,8 +39,9 @@ pub(crate) fn rwlock_walk(c: &mut Criterion) {
                 len: 64,
                 access: Access::Read,
                 kind: RequestKind::Untranslated,
+                pasid: None,
             };
-            let span = translate(&context, q0, q1, &request, &rig.memory);
+            let span = translate(&context, &DmaEntry::new(q0, q1), &request, &rig.memory);
             black_box(span.expect("the page is mapped").gpa);
         }
     };

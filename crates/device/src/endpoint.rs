@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use amdvi_core::Slot;
-use amdvi_dma::{Access, Cause, Failed, Failure, Mapped, Mapper, Operation, Piece};
+use amdvi_dma::{Access, Cause, Failed, Failure, Mapped, Mapper, Operation, Pasid, Piece};
 use amdvi_irt::{Delivery, FaultReason, LintPin, Outcome, Remapped, Remapper};
 use amdvi_regs::DeviceId;
 use amdvi_regs::msi::Msi;
@@ -157,6 +157,25 @@ impl Endpoint {
             .map_err(|failed| iommu.abort(failed))
     }
 
+    /// As [`translate`](Self::translate), for a request with or without a PASID.
+    ///
+    /// # Errors
+    ///
+    /// [`Abort`] if the access must not happen.
+    #[inline]
+    pub fn translate_for(
+        &mut self,
+        pasid: Option<Pasid>,
+        iova: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<Mapped<'_>, Abort> {
+        let iommu = &*self.iommu;
+        self.mapper
+            .translate_for(&*iommu.memory, pasid, iova, len, access)
+            .map_err(|failed| iommu.abort(failed))
+    }
+
     /// Carries out an untranslated DMA transaction of `len` bytes at `iova`: hands it to `piece`,
     /// translated, in order. It stops at the first piece that fails, so one transaction logs at most
     /// one event; what came before has happened, as on a bus. `piece` runs while the transaction is
@@ -172,9 +191,25 @@ impl Endpoint {
         access: Access,
         piece: impl FnMut(&Piece),
     ) -> Result<(), Abort> {
+        self.access_for(None, iova, len, access, piece)
+    }
+
+    /// As [`access`](Self::access), for a transaction with or without a PASID.
+    ///
+    /// # Errors
+    ///
+    /// [`Abort`] if a part of it must not happen.
+    pub fn access_for(
+        &mut self,
+        pasid: Option<Pasid>,
+        iova: u64,
+        len: u64,
+        access: Access,
+        piece: impl FnMut(&Piece),
+    ) -> Result<(), Abort> {
         let iommu = &*self.iommu;
         self.mapper
-            .pieces(&*iommu.memory, iova, len, access, piece)
+            .pieces_for(&*iommu.memory, pasid, iova, len, access, piece)
             .map_err(|failed| iommu.abort(failed))
     }
 
@@ -227,7 +262,22 @@ impl DmaOperation<'_> {
     ///
     /// [`Abort`] if the access must not happen. What the specification logs is logged.
     pub fn translate(&mut self, iova: u64, len: u64, access: Access) -> Result<Piece, Abort> {
-        self.attempt(iova, len, access).map_err(|failure| {
+        self.translate_for(None, iova, len, access)
+    }
+
+    /// As [`translate`](Self::translate), for a request with or without a PASID.
+    ///
+    /// # Errors
+    ///
+    /// [`Abort`] if the access must not happen. What the specification logs is logged.
+    pub fn translate_for(
+        &mut self,
+        pasid: Option<Pasid>,
+        iova: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<Piece, Abort> {
+        self.attempt(pasid, iova, len, access).map_err(|failure| {
             let iommu = self.late.iommu;
             let emission = iommu.log_failure(self.operation.device_id(), &failure);
             // Conditions that raise an interrupt do so once, so these are few.
@@ -241,12 +291,19 @@ impl DmaOperation<'_> {
     /// Whether the beginning of such an access would succeed and how far it reaches, without an
     /// event if it would not.
     pub fn probe(&mut self, iova: u64, len: u64, access: Access) -> Option<Piece> {
-        self.attempt(iova, len, access).ok()
+        self.attempt(None, iova, len, access).ok()
     }
 
-    fn attempt(&mut self, iova: u64, len: u64, access: Access) -> Result<Piece, Box<Failure>> {
+    fn attempt(
+        &mut self,
+        pasid: Option<Pasid>,
+        iova: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<Piece, Box<Failure>> {
         let memory = &*self.late.iommu.memory;
-        self.operation.translate(memory, iova, len, access)
+        self.operation
+            .translate_for(memory, pasid, iova, len, access)
     }
 }
 

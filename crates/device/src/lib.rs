@@ -59,7 +59,7 @@ pub mod fuzz;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 
-pub use amdvi_dma::{Access, AddressSpace, Mapped, Mapping, Mappings, Permissions, Piece};
+pub use amdvi_dma::{Access, AddressSpace, Mapped, Mapping, Mappings, Pasid, Permissions, Piece};
 pub use endpoint::{Abort, DmaOperation, Endpoint, Signal};
 pub use host::{Changes, Host, Invalidated, Observer};
 pub use iommu::Iommu;

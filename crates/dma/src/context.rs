@@ -1,7 +1,10 @@
 //! What the engine needs to know of the IOMMU's registers.
 
 use amdvi_core::View;
+use amdvi_regs::dte::DteQ0;
 use amdvi_regs::mmio::{Control, ExtendedFeature, ExtendedFeature2};
+
+use crate::request::Pasid;
 
 /// The register state that a translation depends on.
 ///
@@ -19,6 +22,12 @@ pub struct WalkContext {
     pub va_bits: u8,
     /// EFR.EPHSup: DTE\[53:52\] are defined.
     pub eph_sup: bool,
+    /// EFR.HASup: a DTE may ask for accessed bits in its host page table (HAD = 01b).
+    pub host_accessed: bool,
+    /// EFR.HDSup: a DTE may ask for dirty bits, too (HAD = 11b).
+    pub host_dirty: bool,
+    /// Guest page tables.
+    pub guest: GuestContext,
     /// EFR2.HTRangeIgnore: FD_0000_0000h–FF_FFFF_FFFFh are ordinary addresses.
     pub ht_range_ignore: bool,
     /// The exclusion range, if it is enabled. It must be `None` under SNP, where the same registers
@@ -45,6 +54,9 @@ impl WalkContext {
             },
             va_bits,
             eph_sup: features.eph_sup(),
+            host_accessed: features.ha_sup(),
+            host_dirty: features.ha_sup() && features.hd_sup(),
+            guest: GuestContext::new(control, features, features2),
             ht_range_ignore: features2.ht_range_ignore(),
             exclusion: None,
         }
@@ -62,11 +74,74 @@ impl WalkContext {
         Self::new(view.control(), view.efr(), view.efr2(), va_bits).with_exclusion(exclusion)
     }
 
+    /// Whether the guest tables of an entry with V=1 and DTE\[63:0\] = `q0` are in use: GV=1, and
+    /// guest translation is enabled.
+    pub const fn uses_guest_tables(&self, q0: DteQ0) -> bool {
+        self.guest.supported && self.guest.enabled && q0.v() && q0.tv() && q0.gv()
+    }
+
     /// The same context with an exclusion range.
     #[must_use]
     pub const fn with_exclusion(mut self, exclusion: Option<Exclusion>) -> Self {
         self.exclusion = exclusion;
         self
+    }
+}
+
+/// The register state that guest (v2) page tables and PASIDs depend on. The default is an IOMMU
+/// without them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuestContext {
+    /// EFR.GTSup: the DTE's guest fields are defined.
+    pub supported: bool,
+    /// Control.GTEn: DTE.GV is obeyed.
+    pub enabled: bool,
+    /// EFR.GIoSup: DTE.GIoV is defined.
+    pub giov: bool,
+    /// The most levels of a guest page table (EFR.GATS): 4 or 5.
+    pub levels: u8,
+    /// The most levels of a GCR3 table (EFR.GLXSup): 1–3.
+    pub gcr3_levels: u8,
+    /// The largest PASID (EFR.PASmax).
+    pub max_pasid: u32,
+    /// Control.GCR3TRPMode, where EFR2 offers it: the DTE's GCR3 root is a guest physical address,
+    /// translated by the DTE's host page table; otherwise it is a system physical address.
+    pub gcr3_root_is_gpa: bool,
+    /// EFR.NXSup: bit 63 of a guest entry denies execution.
+    pub no_execute: bool,
+    /// Accessed bits of guest tables are set (not Control.GAUpdateDis).
+    pub accessed: bool,
+    /// Dirty bits of guest tables are set (not Control.GDUpdateDis).
+    pub dirty: bool,
+}
+
+impl GuestContext {
+    const fn new(control: Control, features: ExtendedFeature, features2: ExtendedFeature2) -> Self {
+        Self {
+            supported: features.gt_sup(),
+            enabled: features.gt_sup() && control.gt_en(),
+            giov: features.gt_sup() && features.gio_sup(),
+            levels: match features.guest_levels() {
+                // Six levels are an encoding of old revisions; no table has them.
+                Some(5..) => 5,
+                Some(levels) => levels,
+                None => 0,
+            },
+            gcr3_levels: match features.gcr3_levels() {
+                Some(levels) => levels,
+                None => 0,
+            },
+            max_pasid: match features.max_pasid() {
+                Some(max) if max < Pasid::MAX => max,
+                Some(_) => Pasid::MAX,
+                None => 0,
+            },
+            gcr3_root_is_gpa: features2.gcr3_trp_mode() && control.gcr3_trp_mode(),
+            no_execute: features.nx_sup(),
+            accessed: features.gt_sup()
+                && !(features.ga_update_dis_sup() && control.ga_update_dis()),
+            dirty: features.gt_sup() && !(features.v2_hd_dis_sup() && control.gd_update_dis()),
+        }
     }
 }
 

@@ -9,12 +9,13 @@ use core::ops::RangeInclusive;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use amdvi_core::{View, dtab};
-use amdvi_regs::dte::{DteQ0, DteQ1};
+use amdvi_regs::dte::DteQ0;
 use amdvi_regs::pte::{HostPte, level_shift};
 use amdvi_regs::{DeviceId, MemoryError, PhysMemory};
 
 use crate::context::WalkContext;
-use crate::fault::Reason;
+use crate::dte::{DmaEntry, read_entry};
+use crate::fault::{Fault, Reason, Stage};
 use crate::ranges::{classify, classify_untranslated};
 use crate::request::{Access, Bypass, Permissions, Request, RequestKind, Target};
 use crate::translate::translate;
@@ -26,8 +27,8 @@ use crate::walk::MAX_LOADS;
 pub struct AddressSpace {
     device_id: DeviceId,
     context: WalkContext,
-    /// DTE\[127:0\]; `None` if there is none: everything is blocked.
-    dte: Option<(DteQ0, DteQ1)>,
+    /// `None` if there is none: everything is blocked.
+    dte: Option<DmaEntry>,
 }
 
 /// A contiguous range of IOVAs that a requester may access.
@@ -66,14 +67,17 @@ impl AddressSpace {
         device_id: DeviceId,
         va_bits: u8,
     ) -> Self {
-        let context = WalkContext::of_view(view, va_bits);
+        let mut context = WalkContext::of_view(view, va_bits);
+        // To look is no access: nothing is marked.
+        context.guest.accessed = false;
+        context.guest.dirty = false;
         let dte = if context.iommu_enabled {
             dtab::locate(view, device_id)
                 .ok()
-                .and_then(|gpa| memory.load_pair(gpa).ok())
-                .map(|[q0, q1]| (DteQ0::from_bits(q0), DteQ1::from_bits(q1)))
+                .and_then(|gpa| read_entry(&context, memory, gpa).ok())
+                .map(DmaEntry::without_marks)
         } else {
-            Some((DteQ0::new(), DteQ1::new()))
+            Some(DmaEntry::default())
         };
         Self {
             device_id,
@@ -89,8 +93,9 @@ impl AddressSpace {
 
     /// The domain whose invalidations concern it; `None` if nothing in it comes from a table.
     pub fn domain(&self) -> Option<u16> {
-        let (q0, q1) = self.dte?;
-        let translated = self.context.iommu_enabled && q0.v() && q0.tv() && q0.mode() != 0;
+        let DmaEntry { q0, q1, .. } = self.dte?;
+        let tables = q0.mode() != 0 || self.context.uses_guest_tables(q0) && q0.giov();
+        let translated = self.context.iommu_enabled && q0.v() && q0.tv() && tables;
         translated.then(|| q1.domain_id())
     }
 
@@ -164,7 +169,8 @@ impl<M: PhysMemory + ?Sized> Mappings<'_, M> {
     }
 
     /// Looks at one address.
-    fn look(&self, q0: DteQ0, q1: DteQ1, iova: u64) -> Stretch {
+    fn look(&self, entry: &DmaEntry, iova: u64) -> Stretch {
+        let DmaEntry { q0, q1, .. } = *entry;
         let AddressSpace {
             device_id, context, ..
         } = &self.space;
@@ -181,9 +187,10 @@ impl<M: PhysMemory + ?Sized> Mappings<'_, M> {
                 len: (last - iova).saturating_add(1),
                 access,
                 kind: RequestKind::Untranslated,
+                pasid: None,
             };
             self.path.start();
-            match translate(context, q0, q1, &request, &self.path) {
+            match translate(context, entry, &request, &self.path) {
                 // It depends on the request, and what answers it is no memory.
                 Ok(span) if span.target == Target::Identity(Bypass::Forwarded) => {}
                 Ok(span) => {
@@ -193,7 +200,7 @@ impl<M: PhysMemory + ?Sized> Mappings<'_, M> {
                     };
                 }
                 Err(fault) => {
-                    last = last.min(self.end_of(fault.reason, q0, iova));
+                    last = last.min(self.end_of(&fault, q0, iova));
                     if !depends_on_access(fault.reason) {
                         break;
                     }
@@ -207,8 +214,10 @@ impl<M: PhysMemory + ?Sized> Mappings<'_, M> {
     }
 
     /// The last address for which a walk of `iova` that has failed would fail likewise.
-    fn end_of(&self, reason: Reason, q0: DteQ0, iova: u64) -> u64 {
-        let level = match reason {
+    fn end_of(&self, fault: &Fault, q0: DteQ0, iova: u64) -> u64 {
+        let level = match fault.reason {
+            // Those levels are not of this address.
+            _ if matches!(fault.stage, Stage::Host { .. }) => 1,
             Reason::NotPresent { level }
             | Reason::ReservedEntryBits { level, .. }
             | Reason::NextLevel { level, .. }
@@ -216,7 +225,10 @@ impl<M: PhysMemory + ?Sized> Mappings<'_, M> {
             | Reason::SkippedBits { level, .. }
             | Reason::PageSize { level }
             | Reason::Permission { level: Some(level) } => level,
-            Reason::TableUnreadable { .. } => self.path.level_below(q0),
+            Reason::TableUnreadable { .. } if fault.stage == Stage::Request => {
+                self.path.level_below(q0)
+            }
+            Reason::TableUnreadable { .. } | Reason::EntryInMotion { .. } => 1,
             // Not a matter of tables: as far as the class of addresses goes. A wider address is no
             // better.
             Reason::AddressOverflow
@@ -226,6 +238,11 @@ impl<M: PhysMemory + ?Sized> Mappings<'_, M> {
             | Reason::IllegalDte(_)
             | Reason::TranslationNotValid
             | Reason::AddressTooWide { .. }
+            | Reason::PasidNotAllowed
+            | Reason::PasidTooLarge { .. }
+            | Reason::Gcr3NotValid { .. }
+            | Reason::Gcr3ReservedBits { .. }
+            | Reason::NotCanonical { .. }
             | Reason::Permission { level: None } => return u64::MAX,
         };
         iova | ((1 << level_shift(level).unwrap_or(12)) - 1)
@@ -244,12 +261,12 @@ impl<M: PhysMemory + ?Sized> Iterator for Mappings<'_, M> {
     type Item = Mapping;
 
     fn next(&mut self) -> Option<Mapping> {
-        let (q0, q1) = self.space.dte?;
+        let entry = self.space.dte?;
         while let Some(iova) = self.next
             && self.budget > 0
         {
             let before = self.loads();
-            let stretch = self.look(q0, q1, iova);
+            let stretch = self.look(&entry, iova);
             self.budget = self.budget.saturating_sub((self.loads() - before).max(1));
             self.next = stretch
                 .last

@@ -10,7 +10,7 @@ use amdvi_regs::event::{
 
 use crate::dte::DteDefect;
 use crate::ranges::HtRange;
-use crate::request::{Request, RequestKind};
+use crate::request::{Pasid, Request, RequestKind};
 
 /// Why a request fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,11 +69,94 @@ pub enum Reason {
         /// The level of the entry that denies it, 1–6; `None` for the DTE.
         level: Option<u8>,
     },
-    /// A table entry cannot be read from memory: PAGE_TAB_HARDWARE_ERROR.
+    /// A table entry cannot be read from memory, or its accessed and dirty bits can't be written:
+    /// PAGE_TAB_HARDWARE_ERROR.
     TableUnreadable {
         /// The address of the entry.
         gpa: u64,
     },
+    /// The request has a PASID, and the DTE has no guest translation (GV=0, or Control.GTEn=0).
+    PasidNotAllowed,
+    /// The PASID is larger than the IOMMU offers or the GCR3 table has entries for.
+    PasidTooLarge {
+        /// The largest PASID that would do.
+        max: u32,
+    },
+    /// A GCR3 entry has V=0.
+    Gcr3NotValid {
+        /// The level of the entry, 1–3.
+        level: u8,
+    },
+    /// A GCR3 entry has reserved bits set.
+    Gcr3ReservedBits {
+        /// The level of the entry, 1–3.
+        level: u8,
+        /// The offending bits.
+        bits: u64,
+    },
+    /// The address is no sign-extended address of the guest table's width.
+    NotCanonical {
+        /// Width in bits of the addresses that the table translates.
+        bits: u8,
+    },
+    /// An entry was changed by somebody else each time when its accessed or dirty bit was to be set.
+    EntryInMotion {
+        /// The address of the entry.
+        gpa: u64,
+    },
+}
+
+/// In which table, or before which, a request failed: whose address and flags the event carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Before any table, or in the host page table of a request that has no other: the address is
+    /// that of the request.
+    Request,
+    /// In the GCR3 table or the guest page table: the address is that of the request, GN=1, and the
+    /// levels of the [`Reason`] are theirs.
+    Guest,
+    /// In the host page table, on behalf of the guest's tables: the address is a guest physical one,
+    /// GN=0.
+    Host {
+        /// What was to be translated: the address of an entry of the guest's tables, or of the data.
+        gpa: u64,
+        /// Whether it was to be written.
+        write: bool,
+    },
+}
+
+/// Why a translation stops, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stop {
+    pub(crate) reason: Reason,
+    pub(crate) stage: Stage,
+}
+
+impl From<Reason> for Stop {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            stage: Stage::Request,
+        }
+    }
+}
+
+impl Reason {
+    #[expect(dead_code, reason = "for the guest walk")]
+    pub(crate) const fn in_guest_table(self) -> Stop {
+        Stop {
+            reason: self,
+            stage: Stage::Guest,
+        }
+    }
+
+    /// Whether this is the answer of tables or of the DTE, IO_PAGE_FAULT, and no violation of a rule
+    /// by the device or of the tables' format by the DTE: an ATS translation request succeeds then,
+    /// without permissions.
+    pub const fn is_page_fault(self) -> bool {
+        matches!(self.kind(), Kind::PageFault { .. })
+    }
 }
 
 impl fmt::Display for Reason {
@@ -103,6 +186,21 @@ impl fmt::Display for Reason {
                 write!(f, "not permitted at level {level}")
             }
             Self::TableUnreadable { gpa } => write!(f, "page table unreadable at GPA {gpa:#x}"),
+            Self::PasidNotAllowed => f.write_str("a PASID, but the DTE has no guest translation"),
+            Self::PasidTooLarge { max } => write!(f, "PASID above {max:#x}"),
+            Self::Gcr3NotValid { level } => write!(f, "no GCR3 entry at level {level}"),
+            Self::Gcr3ReservedBits { level, bits } => {
+                write!(
+                    f,
+                    "reserved bits {bits:#x} set in a GCR3 entry at level {level}"
+                )
+            }
+            Self::NotCanonical { bits } => {
+                write!(f, "no sign-extended address of {bits} bits")
+            }
+            Self::EntryInMotion { gpa } => {
+                write!(f, "the table entry at GPA {gpa:#x} does not stand still")
+            }
         }
     }
 }
@@ -112,6 +210,8 @@ impl fmt::Display for Reason {
 pub struct Fault {
     /// Why.
     pub reason: Reason,
+    /// Where.
+    pub stage: Stage,
     /// What to log; `None` where the specification logs nothing: the DTE's SA bit, a translation
     /// request that would page-fault, an IOMMU that is off, a write to the interrupt window.
     pub event: Option<Event>,
@@ -152,12 +252,17 @@ impl Reason {
             | Self::SpecialAddress(_)
             | Self::TranslationNotValid
             | Self::AddressTooWide { .. }
-            | Self::NotPresent { .. } => Kind::PageFault {
+            | Self::NotPresent { .. }
+            | Self::PasidNotAllowed
+            | Self::PasidTooLarge { .. }
+            | Self::Gcr3NotValid { .. }
+            | Self::NotCanonical { .. }
+            | Self::EntryInMotion { .. } => Kind::PageFault {
                 pr: false,
                 pe: false,
                 rz: false,
             },
-            Self::ReservedEntryBits { .. } => Kind::PageFault {
+            Self::ReservedEntryBits { .. } | Self::Gcr3ReservedBits { .. } => Kind::PageFault {
                 pr: true,
                 pe: false,
                 rz: true,
@@ -177,11 +282,37 @@ impl Reason {
             Self::TableUnreadable { gpa } => Kind::TableHardwareError { gpa },
         }
     }
+}
 
+/// The PASID fields of an event: GN, PASID\[19:16\], PASID\[15:0\]; and what else GN=1 gives a
+/// meaning to, NX and US.
+#[derive(Clone, Copy, Default)]
+struct GuestFields {
+    gn: bool,
+    high: u8,
+    low: u16,
+    nx: bool,
+    us: bool,
+}
+
+impl GuestFields {
+    fn of(request: &Request, pasid: Option<u32>) -> Self {
+        pasid.map_or_else(Self::default, |pasid| Self {
+            gn: true,
+            high: (pasid >> 16) as u8 & 0xf,
+            low: pasid as u16,
+            nx: request.executes(),
+            us: request.is_user(),
+        })
+    }
+}
+
+impl Stop {
     /// The fault of a request while the IOMMU is off: aborted, and nobody is told.
     pub(crate) const fn unlogged(self) -> Fault {
         Fault {
-            reason: self,
+            reason: self.reason,
+            stage: self.stage,
             event: None,
             suppress_after_first: false,
         }
@@ -192,26 +323,45 @@ impl Reason {
     pub(crate) fn fault(self, request: &Request, dte: Option<DteQ1>) -> Fault {
         let device_id = request.device_id.0;
         let domain_id = dte.map_or(0, |q1| q1.domain_id());
-        let rw = request.access.writes();
         let tr = matches!(request.kind, RequestKind::TranslationRequest);
+        let asked = request.pasid.map(Pasid::value);
+        let (pasid, address, rw) = match self.stage {
+            Stage::Request => (asked, request.iova, request.access.writes()),
+            // GIoV gives PASID 0 to a request that has none.
+            Stage::Guest => (
+                Some(asked.unwrap_or(0)),
+                request.iova,
+                request.access.writes(),
+            ),
+            Stage::Host { gpa, write } => (None, gpa, write),
+        };
+        let guest = GuestFields::of(request, pasid);
+        let whose = if guest.gn { guest.low } else { domain_id };
         let mut suppress_after_first = false;
-        let event: Option<Event> = match self.kind() {
+        let event: Option<Event> = match self.reason.kind() {
             Kind::Silent => None,
             Kind::PageFault { pr, pe, rz } => dte.filter(|q1| !tr && !q1.sa()).map(|q1| {
                 suppress_after_first = q1.se();
                 IoPageFault::new()
                     .with_device_id(device_id)
-                    .with_pasid_domain_id(domain_id)
+                    .with_pasid_19_16(guest.high)
+                    .with_pasid_domain_id(whose)
+                    .with_gn(guest.gn)
+                    .with_nx(guest.nx)
+                    .with_us(guest.us)
                     .with_pr(pr)
                     .with_rw(rw)
                     .with_pe(pe)
                     .with_rz(rz)
-                    .with_address(request.iova)
+                    .with_address(address)
                     .into()
             }),
             Kind::IllegalDte { rz } => Some(
                 IllegalDevTableEntry::new()
                     .with_device_id(device_id)
+                    .with_pasid_19_16(guest.high)
+                    .with_pasid_15_0(guest.low)
+                    .with_gn(guest.gn)
                     .with_rw(rw)
                     .with_rz(rz)
                     .with_tr(tr)
@@ -223,6 +373,10 @@ impl Reason {
                 Some(
                     InvalidDeviceRequest::new()
                         .with_device_id(device_id)
+                        .with_pasid_19_16(guest.high)
+                        .with_pasid_15_0(guest.low)
+                        .with_gn(guest.gn)
+                        .with_us(guest.us)
                         .with_tr(tr)
                         .with_kind(kind)
                         .with_address(request.iova)
@@ -232,7 +386,8 @@ impl Reason {
             Kind::TableHardwareError { gpa } => Some(
                 PageTabHardwareError::new()
                     .with_device_id(device_id)
-                    .with_pasid_domain_id(domain_id)
+                    .with_pasid_domain_id(whose)
+                    .with_gn(guest.gn)
                     .with_rw(rw)
                     .with_tr(tr)
                     .with_kind(MASTER_ABORT)
@@ -241,7 +396,8 @@ impl Reason {
             ),
         };
         Fault {
-            reason: self,
+            reason: self.reason,
+            stage: self.stage,
             event,
             suppress_after_first,
         }

@@ -269,6 +269,7 @@ impl Iotlb {
                 shift,
                 untranslated_only: found.value & UNTRANSLATED_ONLY != 0,
                 force_coherent: found.value & FORCE_COHERENT != 0,
+                guest: None,
             };
             // A stamp ahead of our head was written by somebody who knows of more invalidations
             // than we do, so it is good for us too.

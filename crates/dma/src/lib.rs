@@ -12,7 +12,7 @@
 //! - [`AddressSpace`] tells what a requester's tables map now, range by range, for whoever keeps a copy.
 //!
 //! ```
-//! use amdvi_dma::{Access, Request, RequestKind, WalkContext, translate};
+//! use amdvi_dma::{Access, DmaEntry, Request, RequestKind, WalkContext, translate};
 //! use amdvi_regs::dte::{DteQ0, DteQ1};
 //! # use amdvi_regs::{DeviceId, MemoryError, PhysMemory};
 //! # struct NoMemory;
@@ -30,18 +30,20 @@
 //! // An identity DTE that may only read.
 //! let q0 = DteQ0::new().with_v(true).with_tv(true).with_ir(true);
 //! let q1 = DteQ1::new().with_domain_id(7);
+//! let entry = DmaEntry::new(q0, q1);
 //! let request = Request {
 //!     device_id: DeviceId::new(0, 3, 0),
 //!     iova: 0x1234_5000,
 //!     len: 64,
 //!     access: Access::Write,
 //!     kind: RequestKind::Untranslated,
+//!     pasid: None,
 //! };
-//! let fault = translate(&context, q0, q1, &request, &memory).unwrap_err();
+//! let fault = translate(&context, &entry, &request, &memory).unwrap_err();
 //! assert!(fault.event.is_some()); // IO_PAGE_FAULT: PR, RW, PE, DomainID 7
 //!
 //! let read = Request { access: Access::Read, ..request };
-//! assert_eq!(translate(&context, q0, q1, &read, &memory).unwrap().gpa, 0x1234_5000);
+//! assert_eq!(translate(&context, &entry, &read, &memory).unwrap().gpa, 0x1234_5000);
 //! ```
 //!
 //! A translation performs at most [`MAX_LOADS`] loads of guest memory, one per level, and uses each
@@ -63,21 +65,26 @@ mod enumerate;
 mod fault;
 mod iotlb;
 mod mapper;
+mod outcome;
 mod ranges;
 mod request;
+mod state;
 mod sync;
 mod translate;
 mod walk;
 
-pub use context::{Exclusion, WalkContext};
-pub use dte::{DteDefect, check_dte};
+pub use context::{Exclusion, GuestContext, WalkContext};
+pub use dte::{DmaEntry, DteDefect, check_dte};
 pub use enumerate::{AddressSpace, Mapping, Mappings};
-pub use fault::{Fault, Reason};
+pub use fault::{Fault, Reason, Stage};
 pub use iotlb::Iotlb;
-pub use mapper::{Cause, Failed, Failure, Mapped, Mapper, Operation, Piece};
+pub use mapper::{Mapper, Operation};
+pub use outcome::{Answer, Answered, Cause, Failed, Failure, Mapped, Piece};
 pub use ranges::{
     AddressClass, HT_HOLE_BASE, HT_HOLE_END, HtRange, SYSTEM_MANAGEMENT_BASE, classify,
 };
-pub use request::{Access, Bypass, Leaf, Permissions, Request, RequestKind, Span, Target};
+pub use request::{
+    Access, Bypass, GuestLeaf, Leaf, Pasid, Permissions, Request, RequestKind, Span, Target,
+};
 pub use translate::{Spans, spans, translate};
 pub use walk::MAX_LOADS;

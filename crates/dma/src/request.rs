@@ -1,5 +1,7 @@
 //! What a device asks, and where its bytes are.
 
+use core::fmt;
+
 use amdvi_regs::DeviceId;
 
 bitflags::bitflags! {
@@ -59,7 +61,77 @@ pub enum RequestKind {
     Translated,
 }
 
-/// A request of a device, without PASID.
+/// The process address space that a request belongs to, as PCIe's PASID TLP prefix says it.
+///
+/// A request without the prefix has none, which is not the same as PASID 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Pasid(u32);
+
+impl Pasid {
+    /// The largest value: 20 bits.
+    pub const MAX: u32 = 0xf_ffff;
+    const EXECUTE: u32 = 1 << 20;
+    const PRIVILEGED: u32 = 1 << 21;
+
+    /// A PASID whose requests neither ask for execution nor for privilege; `None` above
+    /// [`MAX`](Self::MAX).
+    pub const fn new(value: u32) -> Option<Self> {
+        if value <= Self::MAX {
+            Some(Self(value))
+        } else {
+            None
+        }
+    }
+
+    /// With the prefix's Execute Requested bit: what is read is to be executed. It has a meaning in
+    /// reads and translation requests only.
+    #[must_use]
+    pub const fn with_execute(self, execute: bool) -> Self {
+        Self(self.0 & !Self::EXECUTE | if execute { Self::EXECUTE } else { 0 })
+    }
+
+    /// With the prefix's Privileged Mode Requested bit: supervisor pages may be accessed.
+    #[must_use]
+    pub const fn with_privileged(self, privileged: bool) -> Self {
+        Self(self.0 & !Self::PRIVILEGED | if privileged { Self::PRIVILEGED } else { 0 })
+    }
+
+    /// The value, 0–[`MAX`](Self::MAX).
+    pub const fn value(self) -> u32 {
+        self.0 & Self::MAX
+    }
+
+    /// Execute Requested.
+    pub const fn execute(self) -> bool {
+        self.0 & Self::EXECUTE != 0
+    }
+
+    /// Privileged Mode Requested; otherwise the request has user privilege.
+    pub const fn privileged(self) -> bool {
+        self.0 & Self::PRIVILEGED != 0
+    }
+}
+
+impl fmt::Debug for Pasid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Pasid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.value())?;
+        if self.execute() {
+            f.write_str("+execute")?;
+        }
+        if self.privileged() {
+            f.write_str("+privileged")?;
+        }
+        Ok(())
+    }
+}
+
+/// A request of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// Who asks, with the bus number: goes into events.
@@ -72,6 +144,22 @@ pub struct Request {
     pub access: Access,
     /// The address type.
     pub kind: RequestKind,
+    /// The process address space; `None` for a request without a PASID.
+    pub pasid: Option<Pasid>,
+}
+
+impl Request {
+    /// Whether the bytes are to be executed: only what is read can be.
+    pub(crate) fn executes(&self) -> bool {
+        let reads =
+            self.kind == RequestKind::TranslationRequest || matches!(self.access, Access::Read);
+        reads && self.pasid.is_some_and(Pasid::execute)
+    }
+
+    /// Whether it has user privilege, as every request without a PASID.
+    pub(crate) fn is_user(&self) -> bool {
+        !self.pasid.is_some_and(Pasid::privileged)
+    }
 }
 
 /// The beginning of a request, resolved.
@@ -117,7 +205,8 @@ pub enum Bypass {
     Forwarded,
 }
 
-/// A leaf of a host page table, whole: what a cache keeps.
+/// A page, whole: what a cache keeps. A leaf of a host page table, or what it and a leaf of a guest
+/// page table have in common.
 ///
 /// The page may contain addresses that are no DMA at all (the MSI window) or that the IOMMU does not
 /// translate (beyond [`WalkContext::va_bits`](crate::WalkContext::va_bits)): before using a cached
@@ -134,6 +223,22 @@ pub struct Leaf {
     pub untranslated_only: bool,
     /// PTE bit 60, FC: force coherent. Reported, without an effect on emulated DMA.
     pub force_coherent: bool,
+    /// What the guest page table adds; `None` if the host's alone maps the page.
+    pub guest: Option<GuestLeaf>,
+}
+
+/// What a guest page table says of a page, beyond what [`Permissions`] hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestLeaf {
+    /// log2 of the size of the guest's page: 12, 21 or 30. The whole is no larger than that and than
+    /// the host's page.
+    pub shift: u8,
+    /// Code may be fetched from it: no entry has NX.
+    pub execute: bool,
+    /// User privilege suffices: every entry has U/S=1.
+    pub user: bool,
+    /// G of the leaf.
+    pub global: bool,
 }
 
 impl Leaf {

@@ -1,18 +1,18 @@
 //! From a request to its first span, and on to the others.
 
 use amdvi_regs::PhysMemory;
-use amdvi_regs::dte::{DteQ0, DteQ1, SysMgt};
+use amdvi_regs::dte::{DteQ1, SysMgt};
 use amdvi_regs::event::InvalidRequestType;
 use amdvi_regs::pte::iova_bits;
 
 use crate::context::WalkContext;
-use crate::dte::{DteDefect, check_dte};
-use crate::fault::{Fault, Reason};
+use crate::dte::{DmaEntry, DteDefect, check_dte};
+use crate::fault::{Fault, Reason, Stop};
 use crate::ranges::{AddressClass, HtRange, classify, classify_untranslated};
 use crate::request::{Access, Bypass, Permissions, Request, RequestKind, Span, Target};
 use crate::walk::{Table, Walked, walk};
 
-/// Resolves the beginning of `request` for a device whose DTE\[127:0\] is `q0`, `q1`.
+/// Resolves the beginning of `request` for a device whose DTE is `entry`.
 ///
 /// The span ends with the leaf that maps its first byte at the latest, so a request that is longer
 /// takes several calls ([`spans`]), and each costs at most [`MAX_LOADS`](crate::MAX_LOADS) loads.
@@ -23,15 +23,14 @@ use crate::walk::{Table, Walked, walk};
 /// to the interrupt path.
 pub fn translate<M: PhysMemory + ?Sized>(
     context: &WalkContext,
-    q0: DteQ0,
-    q1: DteQ1,
+    entry: &DmaEntry,
     request: &Request,
     memory: &M,
 ) -> Result<Span, Fault> {
-    let result = translate_by(context, q0, q1, request, |table, iova, needed| {
+    let result = translate_by(context, entry, request, |table, iova, needed| {
         walk(memory, table, iova, needed)
     });
-    result.map_err(|reason| fault(context, q0, q1, request, reason))
+    result.map_err(|stop| fault(context, entry, request, stop))
 }
 
 /// [`translate`] with the page tables behind a function: from a table, an IOVA and the permissions
@@ -39,33 +38,31 @@ pub fn translate<M: PhysMemory + ?Sized>(
 #[inline(always)]
 pub(crate) fn translate_by(
     context: &WalkContext,
-    q0: DteQ0,
-    q1: DteQ1,
+    entry: &DmaEntry,
     request: &Request,
     walk: impl FnOnce(Table, u64, Permissions) -> Result<Walked, Reason>,
-) -> Result<Span, Reason> {
+) -> Result<Span, Stop> {
     if !context.iommu_enabled {
-        return disabled(request);
+        return Ok(disabled(request)?);
     }
-    if !q0.v() {
-        return resolve_invalid_dte(request);
+    if !entry.q0.v() {
+        return Ok(resolve_invalid_dte(request)?);
     }
-    resolve(context, q0, q1, request, walk)
+    resolve(context, entry, request, walk)
 }
 
 /// The fault that [`translate_by`] has found the reason of.
 #[cold]
 pub(crate) fn fault(
     context: &WalkContext,
-    q0: DteQ0,
-    q1: DteQ1,
+    entry: &DmaEntry,
     request: &Request,
-    reason: Reason,
+    stop: Stop,
 ) -> Fault {
     if !context.iommu_enabled {
-        reason.unlogged()
+        stop.unlogged()
     } else {
-        reason.fault(request, q0.v().then_some(q1))
+        stop.fault(request, entry.q0.v().then_some(entry.q1))
     }
 }
 
@@ -168,16 +165,18 @@ fn check_ats(request: &Request, allowed: bool) -> Result<(), Reason> {
 #[inline(always)]
 fn resolve(
     context: &WalkContext,
-    q0: DteQ0,
-    q1: DteQ1,
+    entry: &DmaEntry,
     request: &Request,
     walk: impl FnOnce(Table, u64, Permissions) -> Result<Walked, Reason>,
-) -> Result<Span, Reason> {
+) -> Result<Span, Stop> {
+    let (q0, q1) = (entry.q0, entry.q1);
     last_address(request)?;
-    if classify_untranslated(request.iova).0 == AddressClass::MsiWindow {
-        return Err(in_msi_window(request));
+    // An address in a process is memory wherever it is; an address of the bus is not.
+    let process = request.pasid.is_some() && request.kind != RequestKind::Translated;
+    if !process && classify_untranslated(request.iova).0 == AddressClass::MsiWindow {
+        return Err(in_msi_window(request).into());
     }
-    check_dte(context, q0, q1).map_err(Reason::IllegalDte)?;
+    check_dte(context, entry).map_err(Reason::IllegalDte)?;
     check_ats(request, q1.i())?;
     if request.kind == RequestKind::Translated {
         // A system physical address: the special ranges of table 3 are about untranslated ones.
@@ -189,34 +188,20 @@ fn resolve(
             Bypass::PreTranslated,
         ));
     }
-
-    let (class, last) = classify(context, q1.ex(), request.iova);
-    match class {
-        AddressClass::Memory => {}
-        AddressClass::MsiWindow => return Err(in_msi_window(request)),
-        AddressClass::Excluded => {
-            return Ok(identity(
-                request,
-                last,
-                Permissions::all(),
-                Bypass::Excluded,
-            ));
+    let last = if process {
+        u64::MAX
+    } else {
+        match special(context, q1, request)? {
+            Special::Forward(span) => return Ok(span),
+            Special::Translate(last) => last,
         }
-        AddressClass::HyperTransport(range) => match hyper_transport(range, q1, request)? {
-            Special::Forward => {
-                return Ok(identity(
-                    request,
-                    last,
-                    Permissions::all(),
-                    Bypass::Forwarded,
-                ));
-            }
-            Special::Translate => {}
-        },
-    }
+    };
 
     if !q0.tv() {
-        return Err(Reason::TranslationNotValid);
+        return Err(Reason::TranslationNotValid.into());
+    }
+    if process {
+        return Err(Reason::PasidNotAllowed.into());
     }
     let granted = Permissions::from_entry(q0.into_bits());
     let needed = match request.kind {
@@ -224,7 +209,7 @@ fn resolve(
         _ => request.access.needs(),
     };
     if !granted.contains(needed) {
-        return Err(Reason::Permission { level: None });
+        return Err(Reason::Permission { level: None }.into());
     }
     let mode = q0.mode();
     if mode == 0 {
@@ -247,6 +232,33 @@ fn resolve(
     ))
 }
 
+/// What becomes of DMA to an address that is not refused for its own sake.
+enum Special {
+    /// It passes untranslated.
+    Forward(Span),
+    /// It is translated; the last address up to which that holds.
+    Translate(u64),
+}
+
+/// Obeys the special ranges.
+#[inline(always)]
+fn special(context: &WalkContext, q1: DteQ1, request: &Request) -> Result<Special, Reason> {
+    let (class, last) = classify(context, q1.ex(), request.iova);
+    let forward = |why| Special::Forward(identity(request, last, Permissions::all(), why));
+    match class {
+        AddressClass::Memory => Ok(Special::Translate(last)),
+        AddressClass::MsiWindow => Err(in_msi_window(request)),
+        AddressClass::Excluded => Ok(forward(Bypass::Excluded)),
+        AddressClass::HyperTransport(range) => {
+            Ok(if hyper_transport_forwards(range, q1, request)? {
+                forward(Bypass::Forwarded)
+            } else {
+                Special::Translate(last)
+            })
+        }
+    }
+}
+
 /// An address must fit the table's levels and the width that the IOMMU states. Returns the last
 /// address that does: a page can reach beyond a stated width.
 fn check_width(context: &WalkContext, mode: u8, iova: u64) -> Result<u64, Reason> {
@@ -263,16 +275,9 @@ fn check_width(context: &WalkContext, mode: u8, iova: u64) -> Result<u64, Reason
     Ok(last)
 }
 
-/// What becomes of DMA to a HyperTransport special range that is not refused.
-enum Special {
-    /// It passes untranslated.
-    Forward,
-    /// It is translated like any other address.
-    Translate,
-}
-
-/// Applies the controls of 48882 §2.1.2, table 3.
-fn hyper_transport(range: HtRange, q1: DteQ1, request: &Request) -> Result<Special, Reason> {
+/// Applies the controls of 48882 §2.1.2, table 3: whether the request passes untranslated, or is
+/// translated like any other.
+fn hyper_transport_forwards(range: HtRange, q1: DteQ1, request: &Request) -> Result<bool, Reason> {
     let posted = request.access == Access::Write;
     let refused = |kind| match request.kind {
         RequestKind::TranslationRequest => {
@@ -285,9 +290,9 @@ fn hyper_transport(range: HtRange, q1: DteQ1, request: &Request) -> Result<Speci
         HtRange::InterruptEoi if posted => Err(refused(InvalidRequestType::InterruptRange)),
         HtRange::InterruptEoi => Err(refused(InvalidRequestType::ReadInInterruptRange)),
         HtRange::SystemManagement => match SysMgt::from_bits(q1.sys_mgt()) {
-            SysMgt::Translate => Ok(Special::Translate),
+            SysMgt::Translate => Ok(false),
             // Messages are posted writes; a read has nothing to be forwarded to.
-            SysMgt::ForwardAll if posted => Ok(Special::Forward),
+            SysMgt::ForwardAll if posted => Ok(true),
             // DMA is no INTx message.
             SysMgt::Abort | SysMgt::ForwardIntx if posted => {
                 Err(refused(InvalidRequestType::SystemManagementWrite))
@@ -296,8 +301,8 @@ fn hyper_transport(range: HtRange, q1: DteQ1, request: &Request) -> Result<Speci
         },
         HtRange::PortIo => match q1.io_ctl() {
             0 => Err(refused(InvalidRequestType::PortIo)),
-            1 => Ok(Special::Forward),
-            2 => Ok(Special::Translate),
+            1 => Ok(true),
+            2 => Ok(false),
             _ => Err(Reason::IllegalDte(DteDefect::IoCtl)),
         },
         HtRange::PicAcknowledge
@@ -315,15 +320,13 @@ fn hyper_transport(range: HtRange, q1: DteQ1, request: &Request) -> Result<Speci
 /// the iterator ends after a fault.
 pub fn spans<'a, M: PhysMemory + ?Sized>(
     context: &'a WalkContext,
-    q0: DteQ0,
-    q1: DteQ1,
+    entry: DmaEntry,
     request: Request,
     memory: &'a M,
 ) -> Spans<'a, M> {
     Spans {
         context,
-        q0,
-        q1,
+        entry,
         rest: Some(request),
         memory,
     }
@@ -333,8 +336,7 @@ pub fn spans<'a, M: PhysMemory + ?Sized>(
 #[derive(Debug)]
 pub struct Spans<'a, M: ?Sized> {
     context: &'a WalkContext,
-    q0: DteQ0,
-    q1: DteQ1,
+    entry: DmaEntry,
     rest: Option<Request>,
     memory: &'a M,
 }
@@ -344,7 +346,7 @@ impl<M: PhysMemory + ?Sized> Iterator for Spans<'_, M> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let request = self.rest.take()?;
-        let result = translate(self.context, self.q0, self.q1, &request, self.memory);
+        let result = translate(self.context, &self.entry, &request, self.memory);
         if let Ok(span) = &result {
             let len = request.len - span.len;
             if len > 0 {

@@ -109,6 +109,7 @@ pub(crate) fn walk<M: PhysMemory + ?Sized>(
                     shift: page_shift as u8,
                     untranslated_only: entry.u(),
                     force_coherent: entry.fc(),
+                    guest: None,
                 },
                 permissions,
             });

@@ -2,7 +2,9 @@
 
 mod common;
 
-use amdvi_dma::{Access, Bypass, DteDefect, Permissions, Reason, RequestKind, Target, WalkContext};
+use amdvi_dma::{
+    Access, Bypass, DmaEntry, DteDefect, Permissions, Reason, RequestKind, Target, WalkContext,
+};
 use amdvi_dma::{Request, translate};
 use amdvi_regs::dte::{DteQ0, DteQ1};
 use amdvi_regs::mmio::{Control, ExtendedFeature, ExtendedFeature2};
@@ -263,7 +265,12 @@ fn a_translation_request_logs_no_io_page_fault() {
             kind,
             ..request(Access::Write, iova)
         };
-        translate(&context(), q0, q1().with_i(true), &request, &memory)
+        translate(
+            &context(),
+            &DmaEntry::new(q0, q1().with_i(true)),
+            &request,
+            &memory,
+        )
     };
     for (q0, iova) in [
         (q0(1), 0),
@@ -293,7 +300,13 @@ fn a_translation_request_is_answered_with_what_is_allowed() {
             kind,
             ..request(access, iova)
         };
-        translate(&context(), q0(2), q1().with_i(true), &request, &memory).unwrap()
+        translate(
+            &context(),
+            &DmaEntry::new(q0(2), q1().with_i(true)),
+            &request,
+            &memory,
+        )
+        .unwrap()
     };
     assert_eq!(ask(Access::Write, 0x1000).permissions, Permissions::READ);
     assert_eq!(ask(Access::Read, 0x2000).permissions, Permissions::empty());
@@ -308,7 +321,7 @@ fn ats_requests_need_the_i_bit_of_a_valid_dte() {
             kind,
             ..request(Access::Read, 0x1000)
         };
-        translate(&context(), q0, q1, &request, &memory)
+        translate(&context(), &DmaEntry::new(q0, q1), &request, &memory)
     };
     for (q0, q1) in [(q0(0), q1()), (DteQ0::new(), q1().with_i(true))] {
         assert_eq!(
@@ -340,7 +353,12 @@ fn a_translation_request_while_the_iommu_is_off_fails_silently() {
         kind,
         ..request(Access::Read, 0x1000)
     };
-    let result = translate(&off, q0(0), q1().with_i(true), &request, &TestMemory::new());
+    let result = translate(
+        &off,
+        &DmaEntry::new(q0(0), q1().with_i(true)),
+        &request,
+        &TestMemory::new(),
+    );
     assert_eq!(result.unwrap_err().event, None);
 }
 
@@ -359,7 +377,7 @@ fn the_context_follows_the_registers() {
             va_bits: 48,
             eph_sup: true,
             ht_range_ignore: true,
-            exclusion: None,
+            ..WalkContext::default()
         };
         assert_eq!(context, expected);
     }

@@ -3,8 +3,8 @@
 mod common;
 
 use amdvi_dma::{
-    Access, AddressClass, Exclusion, Fault, MAX_LOADS, Permissions, Reason, Request, RequestKind,
-    Span, Target, WalkContext, check_dte, classify, spans, translate,
+    Access, AddressClass, DmaEntry, Exclusion, Fault, MAX_LOADS, Permissions, Reason, Request,
+    RequestKind, Span, Target, WalkContext, check_dte, classify, spans, translate,
 };
 use amdvi_regs::dte::{DteQ0, DteQ1};
 use common::model::{Input, Output, byte};
@@ -177,6 +177,7 @@ prop_compose! {
                 last: last << 12 | 0xfff,
                 allow_all,
             }),
+            ..WalkContext::default()
         };
         let q0 = q0(mode).with_v(valid[0]).with_tv(valid[1]).with_ir(valid[2]).with_iw(valid[3]);
         let (domain, i, sys_mgt, io_ctl, ex) = q1;
@@ -223,6 +224,7 @@ impl Case {
             len: self.len,
             access: self.access,
             kind: self.kind,
+            pasid: None,
         }
     }
 
@@ -257,8 +259,7 @@ impl Case {
     fn translate<M: amdvi_regs::PhysMemory>(&self, memory: &M) -> Result<Span, Fault> {
         translate(
             &self.context,
-            DteQ0::from_bits(self.q0),
-            DteQ1::from_bits(self.q1),
+            &DmaEntry::new(DteQ0::from_bits(self.q0), DteQ1::from_bits(self.q1)),
             &self.request(),
             memory,
         )
@@ -366,7 +367,7 @@ proptest! {
         let (q0, q1) = (DteQ0::from_bits(case.q0), DteQ1::from_bits(case.q1));
         let mut at = request.iova;
         let mut faulted = false;
-        for result in spans(&case.context, q0, q1, request, &memory) {
+        for result in spans(&case.context, DmaEntry::new(q0, q1), request, &memory) {
             prop_assert!(!faulted, "went on after a fault");
             let expected = byte(&case.input(at), &mut |gpa| memory.peek(gpa));
             prop_assert_eq!(as_output(&result, 0), expected);
@@ -431,14 +432,14 @@ proptest! {
             host_levels: levels,
             va_bits,
             eph_sup: true,
-            ht_range_ignore: false,
             exclusion: exclusion.map(|(first, last, allow_all)| Exclusion { first, last, allow_all }),
+            ..WalkContext::default()
         };
         let q0 = DteQ0::from_bits(if mask { q0 & 0x600f_ffff_ffff_fe00 | 3 } else { q0 });
         let q1 = DteQ1::from_bits(if mask { q1 & 0x0000_03ff_0000_ffff } else { q1 });
         let memory = ShiftingMemory::new(words.iter().map(|word| word | 1).collect());
-        let request = Request { device_id: DEVICE, iova, len, access, kind };
-        let result = translate(&context, q0, q1, &request, &memory);
+        let request = Request { device_id: DEVICE, iova, len, access, kind, pasid: None };
+        let result = translate(&context, &DmaEntry::new(q0, q1), &request, &memory);
         prop_assert!(memory.loads() <= MAX_LOADS);
         if let Ok(span) = result {
             prop_assert!(span.len <= len);
@@ -447,7 +448,7 @@ proptest! {
                     || span.permissions.contains(access.needs())
             );
         }
-        if q0.v() && check_dte(&context, q0, q1).is_err() {
+        if q0.v() && check_dte(&context, &DmaEntry::new(q0, q1)).is_err() {
             prop_assert!(result.is_err());
         }
         let (class, last) = classify(&context, q1.ex(), iova);

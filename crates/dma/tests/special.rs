@@ -3,8 +3,8 @@
 mod common;
 
 use amdvi_dma::{
-    Access, AddressClass, Bypass, Exclusion, HtRange, Reason, Request, RequestKind, Span, Target,
-    WalkContext, classify, spans, translate,
+    Access, AddressClass, Bypass, DmaEntry, Exclusion, HtRange, Reason, Request, RequestKind, Span,
+    Target, WalkContext, classify, spans, translate,
 };
 use amdvi_regs::dte::DteQ0;
 use common::flag::{RW, TR, kind};
@@ -67,7 +67,12 @@ fn a_read_or_an_atomic_in_the_msi_window_is_an_invalid_device_request() {
         kind: RequestKind::TranslationRequest,
         ..request(Access::Read, 0xfee0_1000)
     };
-    let result = translate(&context(), q0(0), q1().with_i(true), &ask, &memory);
+    let result = translate(
+        &context(),
+        &DmaEntry::new(q0(0), q1().with_i(true)),
+        &ask,
+        &memory,
+    );
     assert_eq!(event(result), raw_event(8, TR | kind(0), 0, 0xfee0_1000));
 }
 
@@ -90,7 +95,7 @@ fn dma_on_both_sides_of_the_msi_window_stops_at_its_edges() {
             len: 0x2000,
             ..request(Access::Write, 0xfedf_f000)
         };
-        let found: Vec<_> = spans(&context, q0, q1(), long, &memory).collect();
+        let found: Vec<_> = spans(&context, DmaEntry::new(q0, q1()), long, &memory).collect();
         assert_eq!(found.len(), 2);
         assert_eq!(found[0].unwrap().len, 0x1000);
         assert_eq!(found[1].unwrap_err().reason, Reason::InterruptWindow);
@@ -236,7 +241,7 @@ fn dma_below_the_ht_ranges_stops_at_their_edge() {
         len: 0x2000,
         ..request(Access::Read, 0xfc_ffff_f000)
     };
-    let found: Vec<_> = spans(&context, q0(0), q1(), long, &memory).collect();
+    let found: Vec<_> = spans(&context, DmaEntry::new(q0(0), q1()), long, &memory).collect();
     assert_eq!(found.len(), 2);
     assert_eq!(found[0].unwrap().len, 0x1000);
     assert!(found[1].is_err());
@@ -372,10 +377,15 @@ fn dma_stops_at_the_edges_of_the_exclusion_range() {
         len: 0x3000,
         ..request(Access::Read, 0x7000)
     };
-    let found: Vec<_> = spans(&context, q0(2), q1().with_ex(true), long, &memory)
-        .map(|span| span.map(|span| (span.gpa, span.len)))
-        .collect::<Result<_, _>>()
-        .unwrap();
+    let found: Vec<_> = spans(
+        &context,
+        DmaEntry::new(q0(2), q1().with_ex(true)),
+        long,
+        &memory,
+    )
+    .map(|span| span.map(|span| (span.gpa, span.len)))
+    .collect::<Result<_, _>>()
+    .unwrap();
     assert_eq!(
         found,
         [
@@ -385,7 +395,7 @@ fn dma_stops_at_the_edges_of_the_exclusion_range() {
         ]
     );
     // Without EX it is one page.
-    let whole: Vec<_> = spans(&context, q0(2), q1(), long, &memory).collect();
+    let whole: Vec<_> = spans(&context, DmaEntry::new(q0(2), q1()), long, &memory).collect();
     assert_eq!(whole.len(), 1);
     assert_eq!(whole[0].unwrap().len, 0x3000);
 }
@@ -460,7 +470,7 @@ fn a_span_of_a_page_over_special_addresses_covers_only_memory() {
         len: 1 << 30,
         ..request(Access::Read, 0xc000_0000)
     };
-    let span = translate(&context(), q0(4), q1(), &long, &memory).unwrap();
+    let span = translate(&context(), &DmaEntry::new(q0(4), q1()), &long, &memory).unwrap();
     assert_eq!(span.len, 0xfee0_0000 - 0xc000_0000);
     let Target::Page(leaf) = span.target else {
         panic!("{span:?}")

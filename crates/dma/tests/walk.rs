@@ -137,7 +137,13 @@ fn a_page_that_reaches_beyond_the_stated_va_size_ends_there() {
         len: 0x2000,
         ..request(Access::Read, 0x3000)
     };
-    let found: Vec<_> = amdvi_dma::spans(&narrow, q0(2), q1(), long, &memory).collect();
+    let found: Vec<_> = amdvi_dma::spans(
+        &narrow,
+        amdvi_dma::DmaEntry::new(q0(2), q1()),
+        long,
+        &memory,
+    )
+    .collect();
     assert_eq!(found.len(), 2);
     assert_eq!(
         (found[0].unwrap().gpa, found[0].unwrap().len),
@@ -478,7 +484,13 @@ fn a_span_ends_with_its_leaf() {
         ..request(Access::Read, 0x1800)
     };
     let context = context();
-    let spans: Vec<_> = amdvi_dma::spans(&context, q0(2), q1(), long, &memory).collect();
+    let spans: Vec<_> = amdvi_dma::spans(
+        &context,
+        amdvi_dma::DmaEntry::new(q0(2), q1()),
+        long,
+        &memory,
+    )
+    .collect();
     let flat: Vec<_> = spans
         .iter()
         .map(|span| {
@@ -512,16 +524,26 @@ fn an_empty_request_is_checked_like_a_byte() {
         ..request(access, 0x1ffe)
     };
     let context = context();
-    let read: Vec<_> =
-        amdvi_dma::spans(&context, q0(2), q1(), empty(Access::Read), &memory).collect();
+    let read: Vec<_> = amdvi_dma::spans(
+        &context,
+        amdvi_dma::DmaEntry::new(q0(2), q1()),
+        empty(Access::Read),
+        &memory,
+    )
+    .collect();
     assert_eq!(read.len(), 1);
     let span = read[0].unwrap();
     assert_eq!(
         (span.gpa, span.len, span.permissions),
         (0x7ffe, 0, Permissions::READ)
     );
-    let write: Vec<_> =
-        amdvi_dma::spans(&context, q0(2), q1(), empty(Access::Write), &memory).collect();
+    let write: Vec<_> = amdvi_dma::spans(
+        &context,
+        amdvi_dma::DmaEntry::new(q0(2), q1()),
+        empty(Access::Write),
+        &memory,
+    )
+    .collect();
     assert_eq!(write.len(), 1);
     assert!(write[0].is_err());
 }
@@ -535,14 +557,25 @@ fn a_request_beyond_the_end_of_the_address_space_faults_before_any_of_it_is_tran
         len: 0x10,
         ..request(Access::Write, u64::MAX - 0xf)
     };
-    let span = amdvi_dma::translate(&context(), q0(6), q1(), &ending, &memory).unwrap();
+    let span = amdvi_dma::translate(
+        &context(),
+        &amdvi_dma::DmaEntry::new(q0(6), q1()),
+        &ending,
+        &memory,
+    )
+    .unwrap();
     assert_eq!((span.gpa, span.len), (0x7ff0, 0x10));
     memory.take_loads();
     let beyond = amdvi_dma::Request {
         len: 0x11,
         ..ending
     };
-    let result = amdvi_dma::translate(&context(), q0(6), q1(), &beyond, &memory);
+    let result = amdvi_dma::translate(
+        &context(),
+        &amdvi_dma::DmaEntry::new(q0(6), q1()),
+        &beyond,
+        &memory,
+    );
     assert_eq!(result.as_ref().unwrap_err().reason, Reason::AddressOverflow);
     assert_eq!(event(result), page_fault(RW, u64::MAX - 0xf));
     assert_eq!(memory.take_loads(), []);

@@ -11,7 +11,7 @@ pub mod rig;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use amdvi_dma::{Access, Fault, Request, RequestKind, Span, WalkContext, translate};
+use amdvi_dma::{Access, DmaEntry, Fault, Request, RequestKind, Span, WalkContext, translate};
 use amdvi_regs::dte::{DteQ0, DteQ1};
 use amdvi_regs::{DeviceId, MemoryError, PhysMemory};
 
@@ -140,8 +140,7 @@ pub fn context() -> WalkContext {
         host_levels: 6,
         va_bits: 64,
         eph_sup: false,
-        ht_range_ignore: false,
-        exclusion: None,
+        ..WalkContext::default()
     }
 }
 
@@ -169,6 +168,7 @@ pub fn request(access: Access, iova: u64) -> Request {
         len: 4,
         access,
         kind: RequestKind::Untranslated,
+        pasid: None,
     }
 }
 
@@ -181,7 +181,12 @@ pub fn dma(
     iova: u64,
     memory: &TestMemory,
 ) -> Result<Span, Fault> {
-    translate(context, q0, q1, &request(access, iova), memory)
+    translate(
+        context,
+        &DmaEntry::new(q0, q1),
+        &request(access, iova),
+        memory,
+    )
 }
 
 /// A PDE with all permissions.
