@@ -10,7 +10,8 @@ use crate::{instructions, lab, run};
 
 /// The optional features that tests and lints turn on, all that work in one build.
 pub(crate) const FEATURES: &str = "amdvi-regs/serde,amdvi-core/membarrier,amdvi-core/test-utils,\
-    amdvi-hostcap/mock,amdvi-hostcap/cli,amdvi-device/fuzzing,amdvi-vmm-glue/device";
+    amdvi-hostcap/mock,amdvi-hostcap/cli,amdvi-device/fuzzing,\
+    amdvi-vmm-glue/device,amdvi-vmm-glue/shadow";
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]

@@ -14,5 +14,7 @@ pub mod kvm;
 #[cfg(feature = "vm-memory")]
 pub mod ram;
 pub mod remap;
+#[cfg(feature = "shadow")]
+pub mod shadow;
 
 pub use remap::{RemapSource, Unremapped};
