@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use amdvi_device::testing::{TestHost, TestMemory};
-use amdvi_device::{Access, Iommu, Options, Permissions};
+use amdvi_device::{Access, Invalidated, Iommu, Options, Permissions};
 use amdvi_regs::DeviceId;
 use amdvi_regs::command::{
     Command, CompletionWait, InvalidateDevtabEntry, InvalidateIommuAll, InvalidateIommuPages,
@@ -344,6 +344,20 @@ fn another_domain_an_identity_and_no_translation_are_followed_too() {
     assert!(machine.shadow.is_empty());
     machine.iommu.reset();
     assert_eq!(machine.shadow.len(), 1);
+}
+
+#[test]
+fn invalidations_that_are_too_many_to_be_listed_are_followed() {
+    let mut machine = Machine::new(Limits::default());
+    machine.set_leaf(0, 5, 1 | RW | 0x9000);
+    // As many domains as are told one by one, and ours.
+    let mut commands: Vec<Command> = (100..100 + Invalidated::MAX_RANGES as u16)
+        .map(|domain| InvalidateIommuPages::new().with_domain_id(domain).into())
+        .collect();
+    commands.push(pages(0, page_range(5, 5)));
+    machine.run(&commands);
+    assert_eq!(machine.shadow.len(), 1);
+    machine.check();
 }
 
 #[test]
