@@ -12,10 +12,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use crate::fact::{Aspect, Statement, Subject};
-use crate::facts::{Gap, Served, Situation};
+use crate::answer::{Gap, Served, Situation};
+use crate::aspect::Aspect;
+use crate::decision::Decision;
+use crate::fact::{Statement, Subject};
 use crate::feature::{Feature, FeatureKind, Setting};
-use crate::negotiate::Decision;
 use crate::scope::{PciFunction, Scope};
 
 /// How many statements, gaps or functions a sentence lists before it says how many more.

@@ -5,43 +5,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::aspect::Aspect;
 use crate::feature::{Feature, Setting, UnknownFeature};
 use crate::scope::Scope;
 use crate::shown::Shown;
-
-/// What a fact is evidence of. The three come from different places and prove different things.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Aspect {
-    /// The hardware supports it (EFR, EFR2).
-    Hardware,
-    /// The firmware set it up (a control bit found set). Never a proof: a kernel that does not
-    /// know the feature leaves the bit as it is and still can't use it.
-    Firmware,
-    /// The running kernel enabled or supports it.
-    Kernel,
-}
-
-impl Aspect {
-    /// The aspect as it stands in a specification string: `hw`, `firmware`, `kernel`.
-    pub const fn short(self) -> &'static str {
-        match self {
-            Self::Hardware => "hw",
-            Self::Firmware => "firmware",
-            Self::Kernel => "kernel",
-        }
-    }
-}
-
-impl fmt::Display for Aspect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Hardware => "hardware",
-            Self::Firmware => "firmware",
-            Self::Kernel => "kernel",
-        })
-    }
-}
 
 /// What a fact is about; in JSON and specification strings a plain name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,6 +34,20 @@ impl Subject {
         match self {
             Self::Feature(feature) => feature.normalize(value),
             Self::HtHole => Setting::Switch(value.is_on()),
+        }
+    }
+
+    pub(crate) fn shown(self, value: Setting) -> Shown {
+        match self {
+            Self::Feature(feature) => feature.shown(value),
+            Self::HtHole => Shown::Switch(value.is_on()),
+        }
+    }
+
+    pub(crate) fn read_shown(self, shown: Shown) -> Setting {
+        match self {
+            Self::Feature(feature) => feature.read_shown(shown),
+            Self::HtHole => Setting::Switch(matches!(shown, Shown::Switch(true))),
         }
     }
 }
@@ -340,6 +321,11 @@ mod tests {
             "iommufd:/dev/iommu",
             "CONTROL[44:43]=01b",
         )
+    }
+
+    #[test]
+    fn a_number_for_a_subject_that_is_a_switch_is_not_a_yes() {
+        assert_eq!(Subject::HtHole.read_shown(Shown::Number(7)), Setting::OFF);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fact::Aspect;
+use crate::aspect::Aspect;
 
 /// A feature of the emulated IOMMU that a guest can be offered.
 ///

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
-use crate::fact::{Aspect, Fact, Phase, Subject};
-use crate::facts::{Answer, Gap, Note};
+use crate::answer::{Answer, Gap, Note};
+use crate::aspect::Aspect;
+use crate::fact::{Fact, Phase, Subject};
 use crate::feature::{Feature, Setting};
 use crate::registers::HostRegisters;
 use crate::scope::{PciFunction, Scope};

@@ -122,8 +122,11 @@
 //! - `cli`: what the program `amdvi-hostcap` needs: `cargo install amdvi-hostcap --features cli`.
 #![deny(unsafe_code)]
 
+mod answer;
+mod aspect;
 mod baseline;
 mod decide;
+mod decision;
 mod fact;
 mod facts;
 mod feature;
@@ -140,13 +143,16 @@ mod spec;
 #[cfg(any(feature = "iommufd", feature = "kvm"))]
 mod sys;
 
+pub use answer::{Answer, Gap, Note, Served, Situation};
+pub use aspect::Aspect;
 pub use baseline::{Baseline, BaselineFeature, TakenBy, baseline};
-pub use fact::{Aspect, Early, Fact, Late, Phase, Subject};
-pub use facts::{Answer, Conflict, EarlyFacts, Facts, Gap, Note, Served, Situation};
+pub use decision::Decision;
+pub use fact::{Early, Fact, Late, Phase, Subject};
+pub use facts::{Conflict, EarlyFacts, Facts};
 pub use feature::{Feature, FeatureKind, ParseSettingError, Setting, UnknownFeature};
 pub use hw_info::{HwCapabilities, HwInfo, RawHwInfo};
 pub use negotiate::negotiate;
-pub use negotiate::{Decision, Offer, Request, RequestError};
+pub use negotiate::{Offer, Request, RequestError};
 pub use passthrough::{Passthrough, PassthroughError, Warning};
 pub use recording::{Asked, Format, NotAsked, Outcome, Recorded, Recording};
 pub use registers::{HW_INFO_GUEST_EFR, HW_INFO_GUEST_EFR2, HostRegisters, kernel_allows_in_guest};

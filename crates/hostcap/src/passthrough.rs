@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::facts::{EarlyFacts, Facts, Situation};
+use crate::answer::Situation;
+use crate::decision::Decision;
+use crate::facts::{EarlyFacts, Facts};
 use crate::feature::Feature;
-use crate::negotiate::{Decision, Offer, Request, negotiate};
+use crate::negotiate::{Offer, Request, negotiate};
 use crate::scope::PciFunction;
 use crate::source::HostCapSource;
 

@@ -10,8 +10,9 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::answer::Situation;
 use crate::fact::{Early, Fact, Subject};
-use crate::facts::{EarlyFacts, Situation};
+use crate::facts::EarlyFacts;
 use crate::feature::Feature;
 use crate::scope::Scope;
 

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::answer::{Answer, Gap, Situation};
 use crate::fact::{Early, Fact, Late, Phase};
-use crate::facts::{Answer, Conflict, EarlyFacts, Facts, Gap, Situation};
+use crate::facts::{Conflict, EarlyFacts, Facts};
 use crate::scope::{PciFunction, Scope};
 use crate::source::{HostCapSource, SourceError};
 

@@ -5,7 +5,8 @@
 
 use amdvi_regs::mmio::{Control, ExtendedFeature, ExtendedFeature2};
 
-use crate::fact::{Aspect, Fact, Phase};
+use crate::aspect::Aspect;
+use crate::fact::{Fact, Phase};
 use crate::feature::{Feature, Setting};
 use crate::scope::Scope;
 

@@ -4,7 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fact::Subject;
 use crate::feature::{Feature, Setting};
 
 /// The value of a feature as it stands in options, sentences and JSON: a boolean, or a number in
@@ -60,22 +59,6 @@ impl Feature {
     }
 }
 
-impl Subject {
-    pub(crate) fn shown(self, value: Setting) -> Shown {
-        match self {
-            Self::Feature(feature) => feature.shown(value),
-            Self::HtHole => Shown::Switch(value.is_on()),
-        }
-    }
-
-    pub(crate) fn read_shown(self, shown: Shown) -> Setting {
-        match self {
-            Self::Feature(feature) => feature.read_shown(shown),
-            Self::HtHole => Setting::Switch(matches!(shown, Shown::Switch(true))),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +90,5 @@ mod tests {
             Setting::Level(2)
         );
         assert_eq!(Feature::NumInt2K.read_shown(Shown::Number(4)), Setting::OFF);
-        assert_eq!(Subject::HtHole.read_shown(Shown::Number(7)), Setting::OFF);
     }
 }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::answer::{Answer, Situation};
 use crate::fact::{Early, Late};
-use crate::facts::{Answer, Situation};
 use crate::scope::PciFunction;
 
 mod debugfs;

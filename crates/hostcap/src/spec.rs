@@ -5,7 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::fact::{Aspect, Fact, Phase, Subject};
+use crate::aspect::Aspect;
+use crate::fact::{Fact, Phase, Subject};
 use crate::feature::{Feature, ParseSettingError, Setting, UnknownFeature, parse_switch};
 #[cfg(feature = "iommufd")]
 use crate::scope::PciFunction;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use amdvi_regs::mmio::{Control, offset};
 
+use crate::answer::{Answer, Gap, Note, Situation};
 use crate::fact::{Early, Late};
-use crate::facts::{Answer, Gap, Note, Situation};
 use crate::registers::HostRegisters;
 use crate::scope::{PciFunction, Scope};
 use crate::source::os;

@@ -1,7 +1,7 @@
 //! The source `mock:…`: a host described by hand.
 
+use crate::answer::{Answer, Situation};
 use crate::fact::{Early, Late};
-use crate::facts::{Answer, Situation};
 use crate::scope::{PciFunction, Scope};
 use crate::source::{HostCapSource, SourceError};
 use crate::spec::MockHost;

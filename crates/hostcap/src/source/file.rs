@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::answer::{Answer, Situation};
 use crate::fact::{Early, Late};
-use crate::facts::{Answer, Situation};
 use crate::recording::{Recorded, Recording};
 use crate::scope::PciFunction;
 use crate::source::os;

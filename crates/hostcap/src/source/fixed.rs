@@ -1,7 +1,7 @@
 //! Sources that ask nothing: facts given beforehand, no passthrough, and the legacy container.
 
+use crate::answer::{Answer, Situation};
 use crate::fact::{Early, Fact, Late};
-use crate::facts::{Answer, Situation};
 use crate::scope::{PciFunction, Scope};
 use crate::source::{HostCapSource, SourceError};
 

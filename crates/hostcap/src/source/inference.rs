@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use amdvi_regs::mmio::ExtendedFeature2;
 
-use crate::fact::{Aspect, Early, Fact, Late};
-use crate::facts::{Answer, Gap, Situation};
+use crate::answer::{Answer, Gap, Situation};
+use crate::aspect::Aspect;
+use crate::fact::{Early, Fact, Late};
 use crate::feature::Feature;
 use crate::scope::{PciFunction, Scope};
 use crate::source::os::{self, KernelVersion};

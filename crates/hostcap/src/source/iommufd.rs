@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
+use crate::answer::{Answer, Gap, Served, Situation};
 use crate::fact::{Early, Late, Phase};
-use crate::facts::{Answer, Gap, Served, Situation};
 use crate::hw_info::RawHwInfo;
 use crate::scope::{PciFunction, Scope};
 use crate::source::os;

@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use crate::fact::{Aspect, Early, Fact, Late};
-use crate::facts::{Answer, Note, Situation};
+use crate::answer::{Answer, Note, Situation};
+use crate::aspect::Aspect;
+use crate::fact::{Early, Fact, Late};
 use crate::feature::Feature;
 use crate::scope::{PciFunction, Scope};
 use crate::source::os;

@@ -1,7 +1,7 @@
 //! Several sources asked as one: `auto`.
 
+use crate::answer::{Answer, Gap, Situation};
 use crate::fact::{Early, Late, Phase};
-use crate::facts::{Answer, Gap, Situation};
 use crate::scope::{PciFunction, Scope};
 use crate::source::{Debugfs, HostCapSource, SourceError, Sysfs};
 

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 pub use features::{Features, FeaturesError, FeaturesFormat, OrderBy, read_features};
 
-use crate::fact::{Aspect, Early, Fact, Late, Subject};
-use crate::facts::{Answer, Gap, Note, Served, Situation};
+use crate::answer::{Answer, Gap, Note, Served, Situation};
+use crate::aspect::Aspect;
+use crate::fact::{Early, Fact, Late, Subject};
 use crate::registers::HostRegisters;
 use crate::scope::{PciFunction, Scope};
 use crate::source::os::{self, KernelVersion};
