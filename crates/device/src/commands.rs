@@ -7,13 +7,14 @@
 use std::sync::Arc;
 
 use amdvi_core::{Invalidation, Slot};
-use amdvi_regs::DeviceId;
 use amdvi_regs::command::{COMMAND_SIZE, Command, CompletionWait};
 use amdvi_regs::event::{CommandHardwareError, Event, IllegalCommandError};
-use amdvi_regs::mmio::ExtendedFeature;
+use amdvi_regs::{DeviceId, PhysMemory};
 
+use crate::ats::Message;
 use crate::host::{Changes, Invalidated, Observer};
 use crate::iommu::{Inner, Iommu};
+use crate::state::Offer;
 
 /// Type field of a hardware-error event: nothing answers at the address.
 const MASTER_ABORT: u8 = 1;
@@ -26,6 +27,10 @@ enum Step {
     Spent,
     /// A COMPLETION_WAIT.
     Wait(Waiting),
+    /// Devices have to hear something.
+    Tell(Vec<Message>),
+    /// The command at the head waits for devices.
+    Stall,
 }
 
 /// A COMPLETION_WAIT in progress: it is still at the head.
@@ -61,8 +66,7 @@ impl Iommu {
     /// Runs commands up to the budget; whether more remain.
     pub(crate) fn process(&self) -> bool {
         let taken = self.update(|inner| {
-            let work = inner.registers.status().cmd_buf_run()
-                && inner.registers.command.head != inner.registers.command.tail;
+            let work = inner.has_commands() && !inner.stalled;
             work && !std::mem::replace(&mut inner.processing, true)
         });
         if !taken {
@@ -76,7 +80,7 @@ impl Iommu {
         loop {
             let step = self.update(|inner| {
                 let step = self.step(inner, &mut budget);
-                if !matches!(step, Step::Wait(_)) {
+                if matches!(step, Step::Idle | Step::Spent) {
                     inner.processing = false;
                     token.held = false;
                 }
@@ -85,6 +89,12 @@ impl Iommu {
             match step {
                 Step::Idle => return false,
                 Step::Spent => return true,
+                Step::Tell(messages) => self.tell(messages),
+                Step::Stall => {
+                    if self.stall(&mut token) {
+                        return false;
+                    }
+                }
                 Step::Wait(waiting) => {
                     if waiting.undrained {
                         self.fabric
@@ -104,13 +114,35 @@ impl Iommu {
         }
     }
 
-    /// Runs commands up to the next COMPLETION_WAIT.
+    /// Waits for devices: whether this thread is done, because somebody else will go on.
+    fn stall(&self, token: &mut Token<'_>) -> bool {
+        let wait = self.update(|inner| inner.wait());
+        if !self.host.await_invalidations(&wait) {
+            self.time_out(&wait);
+            return false;
+        }
+        self.update(|inner| {
+            // An answer may have come meanwhile; from here on each one starts the processor again.
+            if !inner.is_blocked(&*self.memory) {
+                return false;
+            }
+            inner.stalled = true;
+            inner.processing = false;
+            token.held = false;
+            true
+        })
+    }
+
+    /// Runs commands until something has to be done without the lock.
     fn step(&self, inner: &mut Inner, budget: &mut u32) -> Step {
         loop {
-            let ring = inner.registers.command;
-            if !inner.registers.status().cmd_buf_run() || ring.head == ring.tail {
+            if inner.has_unsent() && inner.registers.status().cmd_buf_run() {
+                return Step::Tell(inner.send_invalidations());
+            }
+            if !inner.has_commands() {
                 return Step::Idle;
             }
+            let ring = inner.registers.command;
             if *budget == 0 {
                 return Step::Spent;
             }
@@ -123,29 +155,44 @@ impl Iommu {
                 continue;
             };
             let command = Command::decode(words);
-            if !is_legal(&command, self.efr()) {
+            if !is_legal(&command, &self.offer) {
                 let event = IllegalCommandError::new().with_address_16(gpa >> 4);
                 self.halt(inner, event.into());
                 continue;
             }
-            if let Command::CompletionWait(command) = command {
-                return Step::Wait(Waiting {
-                    command,
-                    gpa,
-                    epoch: inner.epoch,
-                    undrained: std::mem::take(&mut inner.undrained),
-                    changes: std::mem::replace(&mut inner.changes, Changes::none()),
-                    invalidated: std::mem::replace(&mut inner.invalidated, Invalidated::none()),
-                    slots: inner.slots.clone(),
-                    observers: inner.observers.clone(),
-                });
+            if inner.waits_for_devices(&command) {
+                return Step::Stall;
             }
-            self.carry_out(inner, &command);
-            inner.advance();
+            match command {
+                Command::CompletionWait(command) => {
+                    return Step::Wait(Waiting {
+                        command,
+                        gpa,
+                        epoch: inner.epoch,
+                        undrained: std::mem::take(&mut inner.undrained),
+                        changes: std::mem::replace(&mut inner.changes, Changes::none()),
+                        invalidated: std::mem::replace(&mut inner.invalidated, Invalidated::none()),
+                        slots: inner.slots.clone(),
+                        observers: inner.observers.clone(),
+                    });
+                }
+                Command::InvalidateIotlbPages(command) => {
+                    inner.add_invalidation(command, gpa);
+                    inner.advance();
+                }
+                Command::CompletePprRequest(command) => {
+                    inner.advance();
+                    return Step::Tell(inner.respond(command));
+                }
+                command => {
+                    self.carry_out(inner, &command);
+                    inner.advance();
+                }
+            }
         }
     }
 
-    /// Everything but COMPLETION_WAIT; the command is legal.
+    /// What concerns nobody outside; the command is legal.
     fn carry_out(&self, inner: &mut Inner, command: &Command) {
         match command {
             Command::InvalidateDevtabEntry(c) => {
@@ -173,7 +220,18 @@ impl Iommu {
                 inner.undrained = true;
                 inner.invalidated.add(domain, range);
             }
-            // A prefetch is a hint. The others are not offered, so they are not legal.
+            // What is fetched when it is needed is there in time: the hint is taken, and nothing read,
+            // so that a guest can't have the IOMMU do work for it. Inval asks for more than a hint.
+            Command::PrefetchIommuPages(c) if c.inval() => {
+                // The domain stands in the DTE; all of them are on the safe side.
+                self.fabric.journal.append(Invalidation {
+                    domain: None,
+                    pasid: c.gn().then_some(c.pasid()),
+                    range: c.range(),
+                });
+                inner.undrained = true;
+                inner.invalidated = Invalidated::All;
+            }
             _ => {}
         }
     }
@@ -236,21 +294,57 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Whether the command processor runs and finds something.
+    fn has_commands(&self) -> bool {
+        let ring = self.registers.command;
+        self.registers.status().cmd_buf_run() && (ring.head != ring.tail || self.has_unsent())
+    }
+
+    /// Whether `command`, at the head, has to wait for answers of devices.
+    fn waits_for_devices(&self, command: &Command) -> bool {
+        match command {
+            // Everything before it has to be complete (48882 §2.4.1).
+            Command::CompletionWait(_) => !self.registers.invalidations.is_empty(),
+            Command::InvalidateIotlbPages(command) => self.queue_is_full(*command),
+            _ => false,
+        }
+    }
+
+    /// Whether the processor would stall again.
+    fn is_blocked(&self, memory: &dyn PhysMemory) -> bool {
+        let ring = self.registers.command;
+        if !self.has_commands() || self.has_unsent() {
+            return false;
+        }
+        // The guest may rewrite a command that was not carried out; then that one counts.
+        let gpa = ring.address() + ring.head;
+        let (Ok(low), Ok(high)) = (memory.load_u64(gpa), memory.load_u64(gpa + 8)) else {
+            return false;
+        };
+        self.waits_for_devices(&Command::decode([low, high]))
+    }
+}
+
 /// Whether the command exists in what is offered and has no reserved bit set.
-fn is_legal(command: &Command, efr: ExtendedFeature) -> bool {
+pub(crate) fn is_legal(command: &Command, offer: &Offer) -> bool {
+    let efr = offer.efr;
     let offered = match command {
         Command::CompletionWait(_)
         | Command::InvalidateDevtabEntry(_)
         | Command::InvalidateInterruptTable(_) => true,
         Command::InvalidateIommuPages(c) => !c.gn() || efr.gt_sup(),
+        Command::InvalidateIotlbPages(c) => {
+            // Type is reserved without InvIotlbTypeSup.
+            offer.device_iotlb
+                && (!c.gn() || efr.gt_sup())
+                && (c.kind() == 0 || efr.inv_iotlb_type_sup())
+        }
         Command::PrefetchIommuPages(c) => efr.pre_f_sup() && (!c.gn() || efr.gt_sup()),
+        Command::CompletePprRequest(c) => efr.ppr_sup() && (!c.gn() || efr.gt_sup()),
         Command::InvalidateIommuAll(_) => efr.ia_sup(),
-        // They need IotlbSup in the capability, PPRSup or vIommuSup, none of which is offered.
-        Command::InvalidateIotlbPages(_)
-        | Command::CompletePprRequest(_)
-        | Command::InsertGuestEvent(_)
-        | Command::ResetVmmio(_)
-        | Command::Unknown(_) => false,
+        // They need vIommuSup, which is not offered.
+        Command::InsertGuestEvent(_) | Command::ResetVmmio(_) | Command::Unknown(_) => false,
     };
     offered && command.reserved_bits_set() == 0
 }

@@ -9,7 +9,9 @@ use amdvi_irt::{Delivery, FaultReason, LintPin, Outcome, Remapped, Remapper};
 use amdvi_regs::DeviceId;
 use amdvi_regs::msi::Msi;
 
+use crate::ats::{DeviceAts, Registered};
 use crate::iommu::{Emission, Iommu};
+use crate::page_request::{PageRequest, PageRequested};
 use crate::pci::VIRTUAL_ADDRESS_BITS;
 
 /// One function behind the IOMMU, as one thread uses it: a PCI function's queue, an IOAPIC, an
@@ -213,6 +215,37 @@ impl Endpoint {
             .map_err(|failed| iommu.abort(failed))
     }
 
+    /// Registers what hears of invalidations and page responses for this function, under the DeviceID
+    /// that this handle has at the time. It replaces an earlier one of the same handle and goes with
+    /// the handle; clones of the handle don't have it. Several handles of a function, each with a TLB
+    /// of its own, may each have one: all of them are told.
+    pub fn set_ats(&self, device: Arc<dyn DeviceAts>) {
+        let registered = Registered {
+            slot: self.mapper.slot().clone(),
+            device,
+        };
+        let old = self.iommu.update(|inner| {
+            let old = inner.take_ats(self.mapper.slot());
+            inner.ats.push(registered);
+            old
+        });
+        // The device may do as it likes when it is dropped, so no lock is held.
+        drop(old);
+    }
+
+    /// Asks for a page to be made present (PCIe PRI, 48882 §2.6).
+    ///
+    /// Its group is answered through [`DeviceAts::page_response`] if it is
+    /// [logged](PageRequested::Logged), and by the result otherwise.
+    pub fn page_request(&mut self, request: &PageRequest) -> PageRequested {
+        let iommu = &*self.iommu;
+        let operation = self.mapper.enter();
+        let (requested, emission) = iommu.page_request(operation.device_id(), request);
+        drop(operation);
+        iommu.emit(emission);
+        requested
+    }
+
     /// Begins an operation of several transactions that are in flight together.
     pub fn begin(&mut self) -> DmaOperation<'_> {
         DmaOperation {
@@ -385,13 +418,15 @@ impl Clone for Endpoint {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         let mine = self.slots();
-        self.iommu.update(|inner| {
+        let old = self.iommu.update(|inner| {
             let kept = inner
                 .slots
                 .iter()
                 .filter(|slot| !mine.iter().any(|m| Arc::ptr_eq(m, slot)));
             inner.slots = kept.cloned().collect();
+            inner.take_ats(mine[1])
         });
+        drop(old);
     }
 }
 

@@ -4,6 +4,8 @@ use amdvi_irt::Delivery;
 use amdvi_regs::DeviceId;
 use amdvi_regs::command::InvalidationRange;
 
+use crate::ats::InvalidationWait;
+
 /// The VMM's side: where interrupts go, and who continues with commands.
 ///
 /// Methods are called with no lock of the device held. [`deliver`](Self::deliver) and
@@ -21,6 +23,21 @@ pub trait Host: Send + Sync {
     /// [`Iommu::run_commands`](crate::Iommu::run_commands) soon, from any thread but not from
     /// inside this call.
     fn commands_pending(&self);
+
+    /// The command processor waits for devices to answer invalidations. Return whether it should.
+    ///
+    /// The IOMMU has no clock. A VMM whose devices answer [late](crate::InvalidationAnswer::Later)
+    /// returns `true` and calls [`Iommu::expire_invalidations`](crate::Iommu::expire_invalidations)
+    /// with `wait` when [`timeout`](InvalidationWait::timeout) has passed; with a timeout of `None`
+    /// the guest wants to wait for as long as it takes, and the VMM may never call it. It may be
+    /// called again for the same invalidations when the guest writes registers meanwhile.
+    ///
+    /// The default is `false`: a device that has not answered at once has failed, the guest gets its
+    /// IOTLB_INV_TIMEOUT event, and no guest can be made to hang.
+    fn await_invalidations(&self, wait: &InvalidationWait) -> bool {
+        let _ = wait;
+        false
+    }
 }
 
 /// Somebody who keeps a copy of what the guest's tables say: interrupt routes, mappings.

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use amdvi_core::{Barrier, Fabric, Slot, View};
 use amdvi_dma::Iotlb;
 use amdvi_irt::Delivery;
-use amdvi_regs::mmio::{Control, DeviceTableBase, ExtendedFeature, ExtendedFeature2, offset};
+use amdvi_regs::mmio::{Control, DeviceTableBase, ExtendedFeature, ExtendedFeature2};
 use amdvi_regs::{DeviceId, PhysMemory, Segment};
 
+use crate::ats::Registered;
 use crate::host::{Changes, Host, Invalidated, Observer};
 use crate::mmio::{self, Effects};
 use crate::options::Options;
@@ -43,6 +44,13 @@ pub(crate) struct Inner {
     pub(crate) undrained: bool,
     /// Somebody runs the command processor.
     pub(crate) processing: bool,
+    /// The command at the head waits for devices, and nobody runs the command processor until one of
+    /// them answers or the time is over.
+    pub(crate) stalled: bool,
+    /// The last invalidation that was sent to a device.
+    pub(crate) last_ticket: u64,
+    /// The functions that have a TLB of their own.
+    pub(crate) ats: Vec<Registered>,
     /// Counts the events after which a command that was fetched before is no longer at the head.
     pub(crate) epoch: u64,
     pub(crate) slots: Arc<[Arc<Slot>]>,
@@ -54,7 +62,7 @@ pub(crate) struct Inner {
 /// What follows from a change of state once the lock is released.
 #[must_use]
 pub(crate) struct Emission {
-    interrupts: [Option<Delivery>; 2],
+    interrupts: [Option<Delivery>; 3],
     announce: Option<Arc<[Arc<dyn Observer>]>>,
 }
 
@@ -71,7 +79,10 @@ impl Iommu {
             efr: options.efr(),
             efr2: options.efr2(),
             np_cache: options.np_cache(),
+            device_iotlb: options.device_iotlb(),
+            counters: options.perf_counters(),
             mmio_base: options.mmio_base(),
+            mmio_size: options.mmio_size(),
         };
         let view = View::new(offer.efr, offer.efr2);
         Arc::new(Self {
@@ -88,6 +99,9 @@ impl Iommu {
                 invalidated: Invalidated::none(),
                 undrained: false,
                 processing: false,
+                stalled: false,
+                last_ticket: 0,
+                ats: Vec::new(),
                 epoch: 0,
                 slots: Arc::new([]),
                 observers: Arc::new([]),
@@ -101,9 +115,9 @@ impl Iommu {
         self.offer.mmio_base
     }
 
-    /// Size of the register file in bytes.
+    /// Size of the register file in bytes: 16 KiB, or 512 KiB with performance counters.
     pub fn mmio_size(&self) -> u64 {
-        offset::REGION_SIZE
+        self.offer.mmio_size
     }
 
     /// DeviceID of the IOMMU's own PCI function.
@@ -205,7 +219,8 @@ impl Iommu {
     }
 
     /// The architectural state. Pause the vCPUs first: what they do meanwhile may or may not be in
-    /// it. A command that is waiting for its completion is still at the head, and runs again.
+    /// it. A command that is waiting for its completion is still at the head, and runs again; an
+    /// invalidation that a device has not answered is sent again.
     pub fn save(&self) -> SavedState {
         SavedState::new(&self.lock().registers, &self.offer)
     }
@@ -220,8 +235,9 @@ impl Iommu {
     /// or holds a value that no guest could have written; the device is untouched then.
     pub fn restore(&self, state: &SavedState) -> Result<(), RestoreError> {
         let registers = state.check(&self.offer)?.clone();
-        let pending =
-            registers.status().cmd_buf_run() && registers.command.head != registers.command.tail;
+        let pending = registers.status().cmd_buf_run()
+            && (registers.command.head != registers.command.tail
+                || !registers.invalidations.is_empty());
         self.replace(registers);
         if pending {
             self.host.commands_pending();
@@ -246,7 +262,7 @@ impl Iommu {
         self.quiesce();
         // Conditions that hold in a restored state were reported where it was saved.
         self.emit(Emission {
-            interrupts: [None; 2],
+            interrupts: [None; 3],
             ..emission
         });
     }
@@ -271,6 +287,8 @@ impl Iommu {
         }
         if effects.commands_moved {
             inner.epoch += 1;
+            // Whatever is at the head now may not have to wait.
+            inner.stalled = false;
         }
     }
 

@@ -42,6 +42,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod ats;
 mod commands;
 mod endpoint;
 mod host;
@@ -49,6 +50,7 @@ mod iommu;
 mod logs;
 mod mmio;
 pub mod options;
+mod page_request;
 pub mod pci;
 mod replay;
 mod save;
@@ -60,8 +62,12 @@ pub mod fuzz;
 pub mod testing;
 
 pub use amdvi_dma::{Access, AddressSpace, Mapped, Mapping, Mappings, Pasid, Permissions, Piece};
+pub use ats::{
+    DeviceAts, DeviceInvalidation, InvalidationAnswer, InvalidationTicket, InvalidationWait,
+};
 pub use endpoint::{Abort, DmaOperation, Endpoint, Signal};
 pub use host::{Changes, Host, Invalidated, Observer};
 pub use iommu::Iommu;
 pub use options::Options;
+pub use page_request::{PageRefusal, PageRequest, PageRequested, PageResponse};
 pub use save::{RestoreError, SavedState};

@@ -8,8 +8,9 @@ use amdvi_regs::mmio::{Control, Status, offset};
 
 use crate::pci;
 use crate::state::{
-    EXCLUSION_MASKS, GA_TAIL_ADDRESS_MASK, Offer, POINTER_MASK_8, POINTER_MASK_16, Registers,
-    XT_INTERRUPT_MASK, device_table_mask, device_table_max_size, settle_control,
+    EXCLUSION_MASKS, GA_TAIL_ADDRESS_MASK, Offer, POINTER_MASK_8, POINTER_MASK_16,
+    PPR_AUTO_RESPONSE_MASK, PPR_EARLY_MASK, Registers, XT_INTERRUPT_MASK, device_table_mask,
+    device_table_max_size, settle_control,
 };
 
 /// What a write makes necessary outside the registers.
@@ -121,10 +122,48 @@ fn segment_at(offer: &Offer, base: u64) -> Option<usize> {
     (n < extra_segments(offer)).then_some(n + 1)
 }
 
+/// Registers of a PPR log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PprRegister {
+    Base,
+    Head,
+    Tail,
+    Early,
+}
+
+/// The register of log 0 (A) or 1 (B) that stands at `base`, if it exists.
+fn ppr_register(offer: &Offer, base: u64) -> Option<(usize, PprRegister)> {
+    let (log, register) = match base {
+        offset::PPR_LOG_BASE => (0, PprRegister::Base),
+        offset::PPR_HEAD => (0, PprRegister::Head),
+        offset::PPR_TAIL => (0, PprRegister::Tail),
+        offset::PPR_OVERFLOW_EARLY => (0, PprRegister::Early),
+        offset::PPR_LOG_B_BASE => (1, PprRegister::Base),
+        offset::PPR_B_HEAD => (1, PprRegister::Head),
+        offset::PPR_B_TAIL => (1, PprRegister::Tail),
+        offset::PPR_B_OVERFLOW_EARLY => (1, PprRegister::Early),
+        _ => return None,
+    };
+    let efr = offer.efr;
+    let offered = efr.ppr_sup()
+        && (log == 0 || efr.dual_ppr_log_sup() != 0)
+        && (register != PprRegister::Early || efr.ppr_ovrflw_early_sup());
+    offered.then_some((log, register))
+}
+
 fn read_quad(r: &Registers, offer: &Offer, base: u64) -> u64 {
     let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
     if let Some(segment) = segment_at(offer, base) {
         return r.device_tables[segment];
+    }
+    if let Some((log, register)) = ppr_register(offer, base) {
+        let ring = r.ppr.logs[log];
+        return match register {
+            PprRegister::Base => ring.base,
+            PprRegister::Head => ring.head,
+            PprRegister::Tail => ring.tail,
+            PprRegister::Early => r.ppr.early[log],
+        };
     }
     let efr = offer.efr;
     match base {
@@ -144,6 +183,7 @@ fn read_quad(r: &Registers, offer: &Offer, base: u64) -> u64 {
         offset::GA_LOG_TAIL_ADDRESS if efr.ga_sup() => r.ga_tail_address,
         offset::GA_HEAD if efr.ga_sup() => r.ga.head,
         offset::GA_TAIL if efr.ga_sup() => r.ga.tail,
+        offset::PPR_AUTO_RESPONSE if efr.ppr_auto_rsp_sup() => r.ppr.auto_response,
         offset::MSI_VECTOR_0 if efr.msi_cap_mmio_sup() => pair(pci::MISC_INFO_0, pci::MISC_INFO_1),
         offset::MSI_CAPABILITY if efr.msi_cap_mmio_sup() => {
             pair(pci::msi_header(&r.msi), r.msi.address_low)
@@ -164,6 +204,10 @@ fn write_quad(r: &mut Registers, offer: &Offer, base: u64, w: Write) -> Effects 
     let mut effects = Effects::default();
     if let Some(segment) = segment_at(offer, base) {
         return write_device_table(r, segment, w);
+    }
+    if let Some((log, register)) = ppr_register(offer, base) {
+        write_ppr(r, log, register, w);
+        return effects;
     }
     let efr = offer.efr;
     let status = r.status();
@@ -229,10 +273,29 @@ fn write_quad(r: &mut Registers, offer: &Offer, base: u64, w: Write) -> Effects 
         offset::GA_TAIL if efr.ga_sup() && !status.ga_log_run() => {
             r.ga.tail = pointer(w, r.ga.tail, POINTER_MASK_8, r.ga.bytes());
         }
+        offset::PPR_AUTO_RESPONSE if efr.ppr_auto_rsp_sup() => {
+            r.ppr.auto_response = w.over(r.ppr.auto_response, PPR_AUTO_RESPONSE_MASK);
+        }
         offset::STATUS => r.status &= !(w.value & w.mask & Status::RW1C),
         _ => {}
     }
     effects
+}
+
+fn write_ppr(r: &mut Registers, log: usize, register: PprRegister, w: Write) {
+    let running = r.status().ppr_log_run();
+    let ring = &mut r.ppr.logs[log];
+    match register {
+        PprRegister::Base if !running => {
+            ring.write_base(w.over(ring.base, u64::MAX));
+        }
+        PprRegister::Head => ring.head = pointer(w, ring.head, POINTER_MASK_16, ring.bytes()),
+        PprRegister::Tail if !running => {
+            ring.tail = pointer(w, ring.tail, POINTER_MASK_16, ring.bytes());
+        }
+        PprRegister::Early => r.ppr.early[log] = w.over(r.ppr.early[log], PPR_EARLY_MASK),
+        PprRegister::Base | PprRegister::Tail => {}
+    }
 }
 
 /// A ring pointer after a write; one behind the end of the ring is ignored.
@@ -265,6 +328,10 @@ const CONTROL_NOT_TRANSLATION: Control = Control::new()
     .with_cmd_buf_en(true)
     .with_ppr_log_en(true)
     .with_ppr_int_en(true)
+    .with_ppr_en(true)
+    .with_ppr_auto_rsp_en(true)
+    .with_ppr_auto_rsp_aon(true)
+    .with_dual_ppr_log_en(3)
     .with_ga_log_en(true)
     .with_ga_int_en(true)
     .with_int_cap_xt_en(true);
@@ -289,6 +356,13 @@ fn write_control(r: &mut Registers, offer: &Offer, w: Write) -> Effects {
     }
     if new.ga_log_en() && writes(Control::new().with_ga_log_en(true)) && !status.gal_overflow() {
         r.ga_stopped = false;
+    }
+    if new.ppr_log_en()
+        && writes(Control::new().with_ppr_log_en(true))
+        && !status.ppr_overflow()
+        && !status.ppr_overflow_b()
+    {
+        r.ppr.stopped = false;
     }
     let changed = old.into_bits() ^ new.into_bits();
     effects.view = changed != 0;

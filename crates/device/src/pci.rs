@@ -22,7 +22,7 @@ pub const VIRTUAL_ADDRESS_BITS: u8 = 64;
 /// GVASize encoding: 48 bits.
 const GVA_SIZE_48: u32 = 2;
 
-/// Miscellaneous Information 0: MsiNum 0, GVASize, PASize, VASize.
+/// Miscellaneous Information 0: MsiNum 0, GVASize, PASize, VASize, MsiNumPPR 0.
 pub(crate) const MISC_INFO_0: u32 =
     GVA_SIZE_48 << 5 | (PHYSICAL_ADDRESS_BITS as u32) << 8 | (VIRTUAL_ADDRESS_BITS as u32) << 15;
 /// Miscellaneous Information 1: MsiNumGA 0.
@@ -32,6 +32,7 @@ pub(crate) const HT_MSI_MAPPING: u32 = 0xa803_0008;
 
 /// The header of the capability block: type 3, revision 1, MMIO 0030h and Misc-Info 1 present.
 fn capability_header(offer: &Offer) -> u32 {
+    const IOTLB_SUP: u32 = 1 << 24;
     const NP_CACHE: u32 = 1 << 26;
     0x0f | u32::from(MSI_OFFSET) << 8
         | 3 << 16
@@ -39,6 +40,7 @@ fn capability_header(offer: &Offer) -> u32 {
         | 1 << 27
         | 1 << 28
         | if offer.np_cache { NP_CACHE } else { 0 }
+        | if offer.device_iotlb { IOTLB_SUP } else { 0 }
 }
 
 const MSI_ENABLE: u32 = 1 << 16;

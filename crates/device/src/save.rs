@@ -6,10 +6,12 @@
 use amdvi_regs::mmio::{Control, RingBase, Status};
 use serde::{Deserialize, Serialize};
 
+use crate::ats::PendingInvalidation;
+use crate::commands::is_legal;
 use crate::state::{
     EXCLUSION_MASKS, GA_TAIL_ADDRESS_MASK, MsiState, Offer, PCI_COMMAND_MASK, POINTER_MASK_8,
-    POINTER_MASK_16, Registers, Ring, XT_INTERRUPT_MASK, device_table_mask, device_table_max_size,
-    settle_control,
+    POINTER_MASK_16, PPR_AUTO_RESPONSE_MASK, PPR_EARLY_MASK, Registers, Ring, XT_INTERRUPT_MASK,
+    device_table_mask, device_table_max_size, settle_control,
 };
 
 /// The architectural state of an IOMMU, for any serde format.
@@ -19,6 +21,10 @@ pub struct SavedState {
     version: u32,
     efr: u64,
     efr2: u64,
+    #[serde(default)]
+    device_iotlb: bool,
+    #[serde(default)]
+    perf_counters: (u8, u8),
     registers: Registers,
 }
 
@@ -27,11 +33,13 @@ pub struct SavedState {
 #[non_exhaustive]
 pub enum RestoreError {
     /// Another version of the format.
-    #[error("saved state has version {found}; this device reads version {supported}")]
+    #[error("saved state has version {found}; this device reads versions {oldest} to {supported}")]
     Version {
         /// The version of the state.
         found: u32,
-        /// The version that can be read.
+        /// The oldest version that can be read.
+        oldest: u32,
+        /// The newest version that can be read.
         supported: u32,
     },
     /// The state belongs to a device that offers something else.
@@ -40,7 +48,7 @@ pub enum RestoreError {
          with the same amd-iommu options"
     )]
     Features {
-        /// `EFR` or `EFR2`.
+        /// `EFR`, `EFR2`, or a field that is not among them.
         register: &'static str,
         /// Its value in the state.
         saved: u64,
@@ -58,28 +66,59 @@ pub enum RestoreError {
 }
 
 impl SavedState {
-    /// The version that is written and read.
-    pub const VERSION: u32 = 1;
+    /// The version that is written, and the newest that is read.
+    ///
+    /// Version 2 knows page requests, devices' TLBs and performance counters. A state of version 1, in
+    /// a format that names its fields, is of a device without them, and is read as such.
+    pub const VERSION: u32 = 2;
+    /// The oldest version that is read.
+    pub const OLDEST: u32 = 1;
 
     pub(crate) fn new(registers: &Registers, offer: &Offer) -> Self {
         Self {
             version: Self::VERSION,
             efr: offer.efr.into_bits(),
             efr2: offer.efr2.into_bits(),
-            registers: registers.clone(),
+            device_iotlb: offer.device_iotlb,
+            perf_counters: offer.counters,
+            registers: Registers {
+                // Whom they were sent to is nothing that another machine could know.
+                invalidations: registers
+                    .invalidations
+                    .iter()
+                    .map(PendingInvalidation::unsent)
+                    .collect(),
+                ..registers.clone()
+            },
         }
     }
 
     pub(crate) fn check(&self, offer: &Offer) -> Result<&Registers, RestoreError> {
-        if self.version != Self::VERSION {
+        if !(Self::OLDEST..=Self::VERSION).contains(&self.version) {
             return Err(RestoreError::Version {
                 found: self.version,
+                oldest: Self::OLDEST,
                 supported: Self::VERSION,
             });
         }
         for (register, saved, here) in [
             ("EFR", self.efr, offer.efr.into_bits()),
             ("EFR2", self.efr2, offer.efr2.into_bits()),
+            (
+                "IotlbSup",
+                self.device_iotlb.into(),
+                offer.device_iotlb.into(),
+            ),
+            (
+                "NCounterBanks",
+                self.perf_counters.0.into(),
+                offer.counters.0.into(),
+            ),
+            (
+                "NCounter",
+                self.perf_counters.1.into(),
+                offer.counters.1.into(),
+            ),
         ] {
             if saved != here {
                 return Err(RestoreError::Features {
@@ -117,10 +156,24 @@ fn check_registers(r: &Registers, offer: &Offer) -> Result<(), RestoreError> {
     if efr.ga_sup() {
         sticky = sticky.with_ga_int(true).with_gal_overflow(true);
     }
+    if efr.ppr_sup() {
+        sticky = sticky.with_ppr_int(true).with_ppr_overflow(true);
+        if efr.dual_ppr_log_sup() != 0 {
+            sticky = sticky.with_ppr_overflow_b(true);
+        }
+        if efr.ppr_ovrflw_early_sup() {
+            sticky = sticky
+                .with_ppr_ovrflw_early(true)
+                .with_ppr_ovrflw_early_b(efr.dual_ppr_log_sup() != 0);
+        }
+    }
     within("STATUS", r.status, sticky.into_bits())?;
     let status = Status::from_bits(r.status);
-    let running =
-        status.event_overflow() && !r.event_stopped || status.gal_overflow() && !r.ga_stopped;
+    // Of two PPR logs, one may have overflowed while the other is in use.
+    let ppr_overflow = status.ppr_overflow() && efr.dual_ppr_log_sup() == 0;
+    let running = status.event_overflow() && !r.event_stopped
+        || status.gal_overflow() && !r.ga_stopped
+        || ppr_overflow && !r.ppr.stopped;
     ensure(
         !running,
         "STATUS (overflow of a log that is not stopped)",
@@ -158,6 +211,8 @@ fn check_registers(r: &Registers, offer: &Offer) -> Result<(), RestoreError> {
         r.ga_tail_address,
         GA_TAIL_ADDRESS_MASK,
     )?;
+    check_ppr(r, offer)?;
+    check_invalidations(r, offer)?;
     if !efr.ga_sup() {
         ensure(r.ga == Ring::RESET, "GA log base (not offered)", r.ga.base)?;
         ensure(
@@ -173,6 +228,59 @@ fn check_registers(r: &Registers, offer: &Offer) -> Result<(), RestoreError> {
     let low = r.msi.address_low;
     within("MSI address", low.into(), MsiState::ADDRESS_LOW_MASK.into())?;
     within("PCI command", r.pci_command.into(), PCI_COMMAND_MASK.into())
+}
+
+fn check_ppr(r: &Registers, offer: &Offer) -> Result<(), RestoreError> {
+    let (efr, ppr) = (offer.efr, &r.ppr);
+    for (log, ring) in ppr.logs.iter().enumerate() {
+        check_ring(
+            ring,
+            POINTER_MASK_16,
+            false,
+            ["PPR log base", "PPR log head", "PPR log tail"],
+        )?;
+        let second = log == 1;
+        let offered = efr.ppr_sup() && (!second || efr.dual_ppr_log_sup() != 0);
+        let untouched = offered || *ring == Ring::RESET;
+        ensure(untouched, "PPR log base (not offered)", ring.base)?;
+        let mask = if offered && efr.ppr_ovrflw_early_sup() {
+            PPR_EARLY_MASK
+        } else {
+            0
+        };
+        within("PPR overflow early indicator", ppr.early[log], mask)?;
+    }
+    let mask = if efr.ppr_auto_rsp_sup() {
+        PPR_AUTO_RESPONSE_MASK
+    } else {
+        0
+    };
+    within("PPR auto response", ppr.auto_response, mask)?;
+    let possible = !ppr.stopped || efr.ppr_sup();
+    ensure(possible, "PPR log state (not offered)", 1)?;
+    let possible = !ppr.swapped || efr.dual_ppr_log_sup() != 0;
+    ensure(possible, "PPR log in use (not offered)", 1)
+}
+
+fn check_invalidations(r: &Registers, offer: &Offer) -> Result<(), RestoreError> {
+    let pending = &r.invalidations;
+    let most = if offer.device_iotlb {
+        PendingInvalidation::MAX
+    } else {
+        0
+    };
+    let count = pending.len();
+    ensure(
+        count <= most,
+        "number of unanswered invalidations",
+        count as u64,
+    )?;
+    for one in pending {
+        let legal = one.command().is_some_and(|c| is_legal(&c.into(), offer));
+        ensure(legal, "unanswered invalidation", one.words[0])?;
+        within("command address", one.gpa, 0x000f_ffff_ffff_fff0)?;
+    }
+    Ok(())
 }
 
 fn check_ring(

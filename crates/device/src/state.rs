@@ -6,11 +6,15 @@
 use std::collections::BTreeSet;
 
 use amdvi_irt::{Delivery, DestMode, Trigger};
+use amdvi_regs::log::PPR_LOG_ENTRY_SIZE;
 use amdvi_regs::mmio::{
-    Control, ExtendedFeature, ExtendedFeature2, RingBase, RingPointer, Status, XtInterruptControl,
+    Control, ExtendedFeature, ExtendedFeature2, PprAutoResponse, PprOverflowEarly, RingBase,
+    RingPointer, Status, XtInterruptControl,
 };
 use amdvi_regs::msi::{DeliveryMode, Msi, is_msi_address};
 use serde::{Deserialize, Serialize};
+
+use crate::ats::PendingInvalidation;
 
 /// What is fixed when the device is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,10 +22,14 @@ pub(crate) struct Offer {
     pub(crate) efr: ExtendedFeature,
     pub(crate) efr2: ExtendedFeature2,
     pub(crate) np_cache: bool,
+    pub(crate) device_iotlb: bool,
+    /// Performance counter banks, and counters in each.
+    pub(crate) counters: (u8, u8),
     pub(crate) mmio_base: u64,
+    pub(crate) mmio_size: u64,
 }
 
-/// A ring in guest memory: the command buffer, the event log or the GA log.
+/// A ring in guest memory: the command buffer or a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Ring {
@@ -63,6 +71,11 @@ impl Ring {
         self.next(self.tail, entry) == self.head % self.bytes()
     }
 
+    /// How many entries are in it.
+    pub(crate) fn used(self, entry: u64) -> u64 {
+        (self.tail + self.bytes() - self.head % self.bytes()) % self.bytes() / entry
+    }
+
     /// A write to the base register. A reserved length leaves everything as it was; anything else
     /// empties the ring.
     pub(crate) fn write_base(&mut self, value: u64) -> bool {
@@ -97,8 +110,70 @@ impl MsiState {
 pub(crate) enum OwnInterrupt {
     /// Event log and COMPLETION_WAIT: MsiNum, XT General Interrupt Control.
     General,
+    /// PPR logs: MsiNumPPR, XT PPR Interrupt Control.
+    PprLog,
     /// GA log: MsiNumGA, XT GA Log Interrupt Control.
     GaLog,
+}
+
+/// The PPR logs (48882 §2.6) and what belongs to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PprLogs {
+    /// Log A and log B.
+    pub(crate) logs: [Ring; 2],
+    /// There was no room; writing PPRLogEn with the overflow bits clear starts again.
+    pub(crate) stopped: bool,
+    /// With automatic change between the logs, log B is the one that is written.
+    pub(crate) swapped: bool,
+    /// MMIO 2080h.
+    pub(crate) auto_response: u64,
+    /// MMIO 2088h and 2090h.
+    pub(crate) early: [u64; 2],
+}
+
+impl Default for PprLogs {
+    /// After reset, and in states of version 1, which had none.
+    fn default() -> Self {
+        Self::RESET
+    }
+}
+
+impl PprLogs {
+    /// CONTROL.DualPprLogEn: log A, log B, or both in turn.
+    pub(crate) const LOG_B: u8 = 1;
+    pub(crate) const SWAP: u8 = 2;
+
+    const RESET: Self = Self {
+        logs: [Ring::RESET; 2],
+        stopped: false,
+        swapped: false,
+        auto_response: 0,
+        early: [0; 2],
+    };
+
+    /// The log that gets the next entry: 0 for A, 1 for B.
+    pub(crate) fn active(self, control: Control) -> usize {
+        usize::from(match control.dual_ppr_log_en() {
+            Self::LOG_B => true,
+            Self::SWAP => self.swapped,
+            _ => false,
+        })
+    }
+
+    pub(crate) fn early(self, log: usize) -> PprOverflowEarly {
+        PprOverflowEarly::from_bits(self.early[log])
+    }
+
+    pub(crate) fn auto_response(self) -> PprAutoResponse {
+        PprAutoResponse::from_bits(self.auto_response)
+    }
+
+    /// Whether log `log` holds as many entries as its early indicator waits for.
+    pub(crate) fn nearly_full(self, log: usize) -> bool {
+        let early = self.early(log);
+        early.en() && self.logs[log].used(PPR_LOG_ENTRY_SIZE) >= u64::from(early.threshold())
+    }
 }
 
 /// All registers.
@@ -114,6 +189,8 @@ pub(crate) struct Registers {
     pub(crate) event: Ring,
     pub(crate) ga: Ring,
     pub(crate) ga_tail_address: u64,
+    #[serde(default)]
+    pub(crate) ppr: PprLogs,
     /// 0170h general, 0178h PPR, 0180h GA log.
     pub(crate) xt_interrupts: [u64; 3],
     pub(crate) msi: MsiState,
@@ -127,6 +204,10 @@ pub(crate) struct Registers {
     pub(crate) ga_stopped: bool,
     /// Devices with DTE.SE=1 whose first IO_PAGE_FAULT is logged. At most one entry per DeviceID.
     pub(crate) faulted_once: BTreeSet<u16>,
+    /// Invalidations that devices have not answered yet, oldest first; at most
+    /// [`PendingInvalidation::MAX`].
+    #[serde(default)]
+    pub(crate) invalidations: Vec<PendingInvalidation>,
 }
 
 impl Registers {
@@ -140,6 +221,7 @@ impl Registers {
             event: Ring::RESET,
             ga: Ring::RESET,
             ga_tail_address: 0,
+            ppr: PprLogs::RESET,
             xt_interrupts: [0; 3],
             msi: MsiState::default(),
             pci_command: 0,
@@ -148,6 +230,7 @@ impl Registers {
             event_stopped: false,
             ga_stopped: false,
             faulted_once: BTreeSet::new(),
+            invalidations: Vec::new(),
         }
     }
 
@@ -164,6 +247,8 @@ impl Registers {
             .with_cmd_buf_run(on && control.cmd_buf_en() && !self.command_halted)
             .with_event_log_run(on && control.event_log_en() && !self.event_stopped)
             .with_ga_log_run(on && control.ga_log_en() && !self.ga_stopped)
+            .with_ppr_log_run(on && control.ppr_log_en() && !self.ppr.stopped)
+            .with_ppr_log_active(self.ppr.active(control) == 1)
     }
 
     pub(crate) fn set_status(&mut self, set: impl FnOnce(Status) -> Status) {
@@ -183,21 +268,34 @@ impl Registers {
         if control.ga_int_en() {
             enabled = enabled.with_ga_int(true).with_gal_overflow(true);
         }
+        if control.ppr_int_en() {
+            enabled = enabled
+                .with_ppr_int(true)
+                .with_ppr_overflow(true)
+                .with_ppr_overflow_b(true);
+        }
+        enabled = enabled
+            .with_ppr_ovrflw_early(self.ppr.early(0).int_en())
+            .with_ppr_ovrflw_early_b(self.ppr.early(1).int_en());
         self.status & enabled.into_bits()
     }
 
     /// The interrupts that newly fulfilled conditions send, `None` where masked or disabled.
-    pub(crate) fn own_interrupts(&self, raised: u64) -> [Option<Delivery>; 2] {
+    pub(crate) fn own_interrupts(&self, raised: u64) -> [Option<Delivery>; 3] {
         let raised = Status::from_bits(raised);
         let general = raised.event_log_int() || raised.event_overflow() || raised.com_wait_int();
+        let ppr = raised.ppr_int()
+            || raised.ppr_overflow()
+            || raised.ppr_overflow_b()
+            || raised.ppr_ovrflw_early()
+            || raised.ppr_ovrflw_early_b();
         let ga = raised.ga_int() || raised.gal_overflow();
         [
-            general
-                .then(|| self.own_interrupt(OwnInterrupt::General))
-                .flatten(),
-            ga.then(|| self.own_interrupt(OwnInterrupt::GaLog))
-                .flatten(),
+            (general, OwnInterrupt::General),
+            (ppr, OwnInterrupt::PprLog),
+            (ga, OwnInterrupt::GaLog),
         ]
+        .map(|(raised, which)| raised.then(|| self.own_interrupt(which)).flatten())
     }
 
     /// Where an interrupt of the device itself goes: never through remapping.
@@ -205,6 +303,7 @@ impl Registers {
         if self.control().int_cap_xt_en() {
             let raw = self.xt_interrupts[match which {
                 OwnInterrupt::General => 0,
+                OwnInterrupt::PprLog => 1,
                 OwnInterrupt::GaLog => 2,
             }];
             let register = XtInterruptControl::from_bits(raw);
@@ -266,6 +365,10 @@ pub(crate) const GA_TAIL_ADDRESS_MASK: u64 = 0x000f_ffff_ffff_fff8;
 pub(crate) const XT_INTERRUPT_MASK: u64 = 0xff00_01ff_ffff_ff04;
 /// Writable bits of the PCI command register: memory space, bus master, interrupt disable.
 pub(crate) const PCI_COMMAND_MASK: u16 = 0x0406;
+/// Writable bits of the PPR Log Auto Response register.
+pub(crate) const PPR_AUTO_RESPONSE_MASK: u64 = !PprAutoResponse::RESERVED;
+/// Writable bits of a PPR Log Overflow Early Indicator register.
+pub(crate) const PPR_EARLY_MASK: u64 = !PprOverflowEarly::RESERVED;
 /// Writable bits of ring pointers.
 pub(crate) const POINTER_MASK_16: u64 = RingPointer::MASK_16;
 /// Writable bits of the GA log's pointers.
@@ -292,9 +395,22 @@ pub(crate) fn control_mask(efr: ExtendedFeature, efr2: ExtendedFeature2) -> u64 
             .with_ppr_int_en(true)
             .with_ppr_en(true);
     }
+    if efr.ppr_auto_rsp_sup() {
+        mask = mask.with_ppr_auto_rsp_en(true).with_ppr_auto_rsp_aon(true);
+    }
+    if efr.dual_ppr_log_sup() != 0 {
+        mask = mask.with_dual_ppr_log_en(3);
+    }
     if efr.gt_sup() {
         mask = mask.with_gt_en(true);
     }
+    if efr2.gcr3_trp_mode() {
+        mask = mask.with_gcr3_trp_mode(true);
+    }
+    if efr.ha_sup() {
+        mask = mask.with_had_update(3);
+    }
+
     if efr.ga_sup() {
         mask = mask
             .with_ga_en(true)
@@ -334,6 +450,14 @@ pub(crate) fn settle_control(
     }
     if control.dev_tbl_seg_en() > efr.dev_tbl_seg_sup() {
         control.set_dev_tbl_seg_en(old.dev_tbl_seg_en());
+    }
+    if control.dual_ppr_log_en() > PprLogs::SWAP {
+        control.set_dual_ppr_log_en(old.dual_ppr_log_en());
+    }
+    // 10b is reserved, and dirty bits need HDSup.
+    let most = if efr.hd_sup() { 3 } else { 1 };
+    if control.had_update() == 2 || control.had_update() > most {
+        control.set_had_update(old.had_update());
     }
     if control.num_int_remap_mode() > Control::NUM_INT_REMAP_2K {
         control.set_num_int_remap_mode(old.num_int_remap_mode());

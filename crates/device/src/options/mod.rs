@@ -9,23 +9,24 @@
 //! ```
 
 mod error;
+mod features;
 mod table;
+mod value;
 
 use std::fmt;
 use std::str::FromStr;
 
-use amdvi_regs::mmio::{ExtendedFeature, ExtendedFeature2, offset};
+use amdvi_regs::mmio::offset;
 use amdvi_regs::{DeviceId, Segment};
 
 pub use error::OptionError;
-use table::Value;
+pub use features::Withdrawn;
+use table::{DIRTY_TRACKING, Value};
 pub use table::{OPTIONS, OptionKind, OptionSpec, help};
+use value::{check_mmio_base, parse_value};
 
 /// The device's name, which starts a property string.
 pub const DEVICE_NAME: &str = "amd-iommu";
-
-/// EFR.HATS value "no host translation" (48882 §3.4.2).
-const HATS_NONE: u8 = 3;
 
 /// What one emulated IOMMU is and offers.
 ///
@@ -44,6 +45,25 @@ pub struct Options {
     segments: u8,
     msi_cap_mmio: bool,
     np_cache: bool,
+    gtsup: bool,
+    giosup: bool,
+    gats: u8,
+    glxsup: u8,
+    pasid: u8,
+    nxsup: bool,
+    gcr3trpmode: bool,
+    /// Place in [`DIRTY_TRACKING`].
+    dirty_tracking: u8,
+    device_iotlb: bool,
+    pprsup: bool,
+    ephsup: bool,
+    ppr_auto_rsp: bool,
+    ppr_early: bool,
+    dual_ppr_log: bool,
+    prefsup: bool,
+    snpsup: bool,
+    /// Banks and counters per bank.
+    counters: (u8, u8),
     mmio_base: u64,
     device_id: DeviceId,
     segment: Segment,
@@ -51,6 +71,15 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
+        let mut options = Self::unsettled();
+        options.settle(&[]).expect("defaults contradict nothing");
+        options
+    }
+}
+
+impl Options {
+    /// The defaults of the table, not yet made to follow from one another.
+    fn unsettled() -> Self {
         let mut options = Self {
             intremap: false,
             dma_remap: false,
@@ -63,6 +92,23 @@ impl Default for Options {
             segments: 1,
             msi_cap_mmio: false,
             np_cache: false,
+            gtsup: false,
+            giosup: false,
+            gats: 4,
+            glxsup: 0,
+            pasid: 1,
+            nxsup: false,
+            gcr3trpmode: false,
+            dirty_tracking: 0,
+            device_iotlb: false,
+            pprsup: false,
+            ephsup: false,
+            ppr_auto_rsp: false,
+            ppr_early: false,
+            dual_ppr_log: false,
+            prefsup: false,
+            snpsup: false,
+            counters: (0, 0),
             mmio_base: 0,
             device_id: DeviceId(0),
             segment: Segment(0),
@@ -73,25 +119,14 @@ impl Default for Options {
         }
         options
     }
-}
 
-/// A feature that [`Options::limit`] has taken away or lowered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Withdrawn {
-    /// The option's name.
-    pub option: &'static str,
-    /// The option that it depends on, if it went only because that one did.
-    pub because_of: Option<&'static str>,
-}
-
-impl Options {
     /// Parses a property string; the same as [`str::parse`].
     ///
     /// # Errors
     ///
     /// [`OptionError`] for an unknown option, a bad value, or options that contradict each other.
     pub fn parse(text: &str) -> Result<Self, OptionError> {
-        let mut options = Self::default();
+        let mut options = Self::unsettled();
         let mut given: Vec<&'static str> = Vec::new();
         let mut items = text.split(',').map(str::trim);
         let device = items.next().unwrap_or_default();
@@ -129,6 +164,8 @@ impl Options {
         const REMAP: &str = "it is part of interrupt remapping; write intremap=on, or leave it out";
         const GA: &str =
             "it needs the 128-bit entries that ga=on offers; write ga=on, or turn it off";
+        const GT: &str = "it is part of guest translation; write gtsup=on, or leave it out";
+        const PPR: &str = "it is about page requests; write pprsup=on, or leave it out";
         for &(option, needs, why) in &[
             ("ga", "intremap", REMAP),
             ("xtsup", "intremap", REMAP),
@@ -136,6 +173,13 @@ impl Options {
             ("numint2k", "intremap", REMAP),
             ("xtsup", "ga", GA),
             ("vapic", "ga", GA),
+            ("giosup", "gtsup", GT),
+            ("nxsup", "gtsup", GT),
+            ("gcr3trpmode", "gtsup", GT),
+            ("ephsup", "pprsup", PPR),
+            ("ppr-auto-rsp", "pprsup", PPR),
+            ("ppr-early", "pprsup", PPR),
+            ("dual-ppr-log", "pprsup", PPR),
         ] {
             if self.is_on(option) && !self.is_on(needs) {
                 if given.contains(&option) {
@@ -148,15 +192,69 @@ impl Options {
                 self.set(option, Value::Switch(false));
             }
         }
-        if !self.dma_remap && given.contains(&"hats") {
+        if !self.dma_remap {
+            const HOST: &str = "without DMA remapping there are no host page tables; write \
+                                dma-remap=on, or leave it out";
+            self.need(given, "hats", "dma-remap=off", HOST)?;
+            if self.dirty_tracking != 0 {
+                self.need(given, "dirty-tracking", "dma-remap=off", HOST)?;
+                self.dirty_tracking = 0;
+            }
+        }
+        if self.gtsup {
+            self.settle_pasid(given)?;
+        } else {
+            for option in ["gats", "glxsup", "pasid"] {
+                self.need(given, option, "gtsup=off", GT)?;
+            }
+        }
+        check_mmio_base(self.mmio_base, self.mmio_size()).map_err(|why| {
+            OptionError::Contradiction {
+                this: format!("mmio-base={:#x}", self.mmio_base),
+                that: format!("perf-counters={}x{}", self.counters.0, self.counters.1),
+                why,
+            }
+        })
+    }
+
+    /// A GCR3 table of GLXSup + 1 levels resolves nine PASID bits with each: offering wider PASIDs
+    /// would have a driver program a table that the device must refuse.
+    fn settle_pasid(&mut self, given: &[&str]) -> Result<(), OptionError> {
+        let widest = 9 * (self.glxsup + 1);
+        if self.pasid <= widest {
+            return Ok(());
+        }
+        if !given.contains(&"pasid") {
+            self.pasid = widest;
+        } else if !given.contains(&"glxsup") {
+            self.glxsup = (self.pasid - 1) / 9;
+        } else {
             return Err(OptionError::Contradiction {
-                this: format!("hats={}", self.hats),
-                that: "dma-remap=off".into(),
-                why: "without DMA remapping there are no host page tables; write dma-remap=on, or \
-                      leave hats out",
+                this: format!("pasid={}", self.pasid),
+                that: format!("glxsup={}", self.glxsup),
+                why: "each level of the GCR3 table holds nine bits of a PASID; write glxsup=1, or \
+                      pasid=9",
             });
         }
         Ok(())
+    }
+
+    /// An error if `option` was given although `that` leaves it without a meaning.
+    fn need(
+        &self,
+        given: &[&str],
+        option: &str,
+        that: &str,
+        why: &'static str,
+    ) -> Result<(), OptionError> {
+        if !given.contains(&option) {
+            return Ok(());
+        }
+        Err(OptionError::Contradiction {
+            this: format!("{option}={}", self.text(option)),
+            that: that.into(),
+            why,
+        })
     }
 
     fn is_on(&self, option: &str) -> bool {
@@ -165,108 +263,29 @@ impl Options {
             .any(|spec| spec.name == option && (spec.get)(self) == Value::Switch(true))
     }
 
+    /// The value of `option` as it is written.
+    fn text(&self, option: &str) -> String {
+        let Some(spec) = OPTIONS.iter().find(|spec| spec.name == option) else {
+            return String::new();
+        };
+        match (spec.get)(self) {
+            Value::Switch(true) => "on".into(),
+            Value::Switch(false) | Value::Counters(0, 0) => "off".into(),
+            Value::Word(place) => DIRTY_TRACKING[place].into(),
+            Value::Counters(banks, counters) => format!("{banks}x{counters}"),
+            Value::Number(n) if spec.kind == OptionKind::Address => format!("{n:#x}"),
+            Value::Number(n) => n.to_string(),
+            Value::Function(id) if id.bus() == 0 => {
+                format!("{:02x}.{:x}", id.device(), id.function())
+            }
+            Value::Function(id) => id.to_string(),
+        }
+    }
+
     fn set(&mut self, option: &str, value: Value) {
         if let Some(spec) = OPTIONS.iter().find(|spec| spec.name == option) {
             (spec.set)(self, value);
         }
-    }
-
-    /// Takes a feature away, or lowers it, before the device is built: what a negotiation with the
-    /// host has granted.
-    ///
-    /// `name` is an option's name; the names of the EFR fields `gasup`, `gamsup` and `hats` (as a
-    /// level above four) are understood too. `level` 0 means off. What is already at or below
-    /// `level` stays, and nothing is ever added. Features that need the one taken away go with it,
-    /// so EFR and EFR2 stay consistent. Returns what has changed.
-    ///
-    /// # Errors
-    ///
-    /// [`OptionError::Unknown`] if no option has that name; [`OptionError::Value`] if the option
-    /// is not a feature.
-    pub fn limit(&mut self, name: &str, level: u8) -> Result<Vec<Withdrawn>, OptionError> {
-        if name == "hats" {
-            let levels = 4 + level.min(2);
-            let lowered = self.dma_remap && levels < self.hats;
-            self.hats = self.hats.min(levels);
-            return Ok(lowered
-                .then_some(Withdrawn {
-                    option: "hats",
-                    because_of: None,
-                })
-                .into_iter()
-                .collect());
-        }
-        let spec = find(match name {
-            "gasup" => "ga",
-            "gamsup" => "vapic",
-            name => name,
-        })?;
-        if spec.kind != OptionKind::Switch {
-            return Err(OptionError::Value {
-                name: spec.name,
-                value: level.to_string(),
-                why: "it is not a feature that can be limited".into(),
-                accepts: spec.kind.accepts(),
-            });
-        }
-        if level > 0 || !self.is_on(spec.name) {
-            return Ok(Vec::new());
-        }
-        let before = self.clone();
-        self.set(spec.name, Value::Switch(false));
-        self.settle(&[])
-            .expect("nothing was given, so nothing can contradict");
-        Ok(OPTIONS
-            .iter()
-            .filter(|other| (other.get)(&before) != (other.get)(self))
-            .map(|other| Withdrawn {
-                option: other.name,
-                because_of: (other.name != spec.name).then_some(spec.name),
-            })
-            .collect())
-    }
-
-    /// The features that depend on the host, under the names that [`limit`](Self::limit) takes,
-    /// with the level asked for: 1 for a switch that is on, levels above four for `hats`.
-    pub fn features(&self) -> Vec<(&'static str, u8)> {
-        let mut list: Vec<_> = [
-            ("numint2k", self.numint2k),
-            ("xtsup", self.xtsup),
-            ("gasup", self.ga),
-            ("gamsup", self.vapic),
-        ]
-        .into_iter()
-        .filter_map(|(name, on)| on.then_some((name, 1)))
-        .collect();
-        if self.dma_remap {
-            list.push(("hats", self.hats - 4));
-        }
-        list
-    }
-
-    /// The Extended Feature Register that the guest reads (48882 §3.4.2).
-    pub fn efr(&self) -> ExtendedFeature {
-        ExtendedFeature::new()
-            .with_ia_sup(self.ia)
-            .with_ga_sup(self.ga)
-            .with_xt_sup(self.xtsup)
-            .with_gam_sup(u8::from(self.vapic))
-            .with_hats(if self.dma_remap {
-                self.hats - 4
-            } else {
-                HATS_NONE
-            })
-            .with_dev_tbl_seg_sup(self.segments.trailing_zeros() as u8)
-            .with_msi_cap_mmio_sup(self.msi_cap_mmio)
-    }
-
-    /// The second Extended Feature Register that the guest reads (48882 §3.4.16).
-    pub fn efr2(&self) -> ExtendedFeature2 {
-        ExtendedFeature2::new().with_num_int_remap_sup(if self.numint2k {
-            ExtendedFeature2::NUM_INT_REMAP_2K
-        } else {
-            0
-        })
     }
 
     /// Whether interrupt remapping is offered. If not, the IVRS must not name an IOAPIC or HPET;
@@ -278,6 +297,27 @@ impl Options {
     /// Whether host page tables are offered; if not, the IVHD must set HATDis.
     pub fn dma_remap(&self) -> bool {
         self.dma_remap
+    }
+
+    /// Whether devices may have TLBs of their own (ATS): IotlbSup of the capability (48882 §3.1),
+    /// which the IVHD's flags must repeat.
+    pub fn device_iotlb(&self) -> bool {
+        self.device_iotlb
+    }
+
+    /// Performance counter banks, and counters in each; 0 and 0 if there are none. The IVHD's PNBanks
+    /// and PNCounters must repeat them.
+    pub fn perf_counters(&self) -> (u8, u8) {
+        self.counters
+    }
+
+    /// Bytes of the register file: 16 KiB, or 512 KiB with performance counters.
+    pub fn mmio_size(&self) -> u64 {
+        if self.counters == (0, 0) {
+            offset::REGION_SIZE
+        } else {
+            offset::REGION_SIZE_WITH_COUNTERS
+        }
     }
 
     /// The capability's NpCache bit (48882 §3.1).
@@ -314,19 +354,13 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(DEVICE_NAME)?;
         for spec in OPTIONS {
-            if spec.name == "hats" && !self.dma_remap {
-                continue;
-            }
-            match (spec.get)(self) {
-                Value::Switch(on) => write!(f, ",{}={}", spec.name, if on { "on" } else { "off" })?,
-                Value::Number(n) if spec.kind == OptionKind::Address => {
-                    write!(f, ",{}={n:#x}", spec.name)?
-                }
-                Value::Number(n) => write!(f, ",{}={n}", spec.name)?,
-                Value::Function(id) if id.bus() == 0 => {
-                    write!(f, ",{}={:02x}.{:x}", spec.name, id.device(), id.function())?
-                }
-                Value::Function(id) => write!(f, ",{}={id}", spec.name)?,
+            let meaningless = match spec.name {
+                "hats" | "dirty-tracking" => !self.dma_remap,
+                "gats" | "glxsup" | "pasid" => !self.gtsup,
+                _ => false,
+            };
+            if !meaningless {
+                write!(f, ",{}={}", spec.name, self.text(spec.name))?;
             }
         }
         Ok(())
@@ -351,82 +385,6 @@ fn find(name: &str) -> Result<&'static OptionSpec, OptionError> {
                 .collect::<Vec<_>>()
                 .join(", "),
         })
-}
-
-fn parse_value(spec: &'static OptionSpec, text: &str) -> Result<Value, OptionError> {
-    let bad = |why: &str| OptionError::Value {
-        name: spec.name,
-        value: text.into(),
-        why: why.into(),
-        accepts: spec.kind.accepts(),
-    };
-    let number = || {
-        let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-            Some(digits) => u64::from_str_radix(digits, 16),
-            None => text.parse(),
-        };
-        parsed.map_err(|_| bad("it is not a number"))
-    };
-    match spec.kind {
-        OptionKind::Switch => match text {
-            "on" => Ok(Value::Switch(true)),
-            "off" => Ok(Value::Switch(false)),
-            _ => Err(bad("it is a switch")),
-        },
-        OptionKind::NotBuilt => match text {
-            "off" => Ok(Value::Switch(false)),
-            "on" => Err(bad("this is not built yet")),
-            _ => Err(bad("it is a switch")),
-        },
-        OptionKind::OneOf(list) => {
-            let n = number()?;
-            list.contains(&n)
-                .then_some(Value::Number(n))
-                .ok_or_else(|| bad("no such choice"))
-        }
-        OptionKind::UpTo(max) => {
-            let n = number()?;
-            (n <= max)
-                .then_some(Value::Number(n))
-                .ok_or_else(|| bad("it is too large"))
-        }
-        OptionKind::Address => {
-            let n = number()?;
-            check_mmio_base(n).map_err(bad)?;
-            Ok(Value::Number(n))
-        }
-        OptionKind::Function => parse_function(text)
-            .map(Value::Function)
-            .ok_or_else(|| bad("it is not a PCI function")),
-    }
-}
-
-/// The window is 16 KiB and naturally aligned. IOAPIC, HPET, the southbridge registers that Linux
-/// reads at 0xfed803c0 on AMD CPUs, local APIC and MSI window all lie in 0xfec00000–0xfeefffff.
-fn check_mmio_base(base: u64) -> Result<(), &'static str> {
-    const RESERVED: std::ops::Range<u64> = 0xfec0_0000..0xfef0_0000;
-    if base == 0 {
-        return Err("at address 0 no driver accepts it");
-    }
-    if !base.is_multiple_of(offset::REGION_SIZE) {
-        return Err("it is not a multiple of 0x4000");
-    }
-    if base >= 1 << 52 {
-        return Err("it is beyond 2^52");
-    }
-    if base < RESERVED.end && base + offset::REGION_SIZE > RESERVED.start {
-        return Err("it lies among the IOAPIC, HPET, southbridge and APIC registers");
-    }
-    Ok(())
-}
-
-fn parse_function(text: &str) -> Option<DeviceId> {
-    let (bus, rest) = text.split_once(':').unwrap_or(("0", text));
-    let (device, function) = rest.split_once('.')?;
-    let bus = u8::from_str_radix(bus, 16).ok()?;
-    let device = u8::from_str_radix(device, 16).ok().filter(|&d| d < 32)?;
-    let function = u8::from_str_radix(function, 16).ok().filter(|&f| f < 8)?;
-    Some(DeviceId::new(bus, device, function))
 }
 
 /// Edit distance, for "did you mean".

@@ -9,12 +9,16 @@ use super::Options;
 pub enum OptionKind {
     /// `on` or `off`.
     Switch,
-    /// `off` only: the feature is not built yet.
-    NotBuilt,
     /// One of a few numbers.
     OneOf(&'static [u64]),
+    /// One of a few words.
+    Word(&'static [&'static str]),
     /// A number from 0 to this.
     UpTo(u64),
+    /// A number between two, inclusive.
+    Between(u64, u64),
+    /// Performance counters: `off`, or banks and counters per bank as in `2x4`.
+    Counters,
     /// A guest physical address.
     Address,
     /// A PCI function, `[bus:]device.function` in hexadecimal.
@@ -25,8 +29,10 @@ impl OptionKind {
     /// The kind's short name for a help text.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Switch | Self::NotBuilt => "bool",
-            Self::OneOf(_) | Self::UpTo(_) => "number",
+            Self::Switch => "bool",
+            Self::Word(_) => "word",
+            Self::OneOf(_) | Self::UpTo(_) | Self::Between(..) => "number",
+            Self::Counters => "counters",
             Self::Address => "address",
             Self::Function => "function",
         }
@@ -36,27 +42,47 @@ impl OptionKind {
     pub fn accepts(self) -> String {
         match self {
             Self::Switch => "on or off".into(),
-            Self::NotBuilt => "off".into(),
-            Self::OneOf(list) => {
-                let list: Vec<_> = list.iter().map(u64::to_string).collect();
-                let (last, rest) = list.split_last().expect("a choice has values");
-                format!("{} or {last}", rest.join(", "))
-            }
+            Self::OneOf(list) => either(list.iter().map(u64::to_string)),
+            Self::Word(list) => either(list.iter().map(ToString::to_string)),
             Self::UpTo(max) => format!("0 to {max:#x}"),
-            Self::Address => "an address, a multiple of 0x4000 below 2^52 outside \
-                              0xfec00000–0xfeefffff, such as 0xfeb80000"
+            Self::Between(min, max) => format!("{min} to {max}"),
+            Self::Counters => format!(
+                "off, or banks x counters per bank, 1x1 to {MAX_BANKS}x{MAX_COUNTERS}, such as 2x4"
+            ),
+            Self::Address => "an address, a multiple of 0x4000 (0x80000 with perf-counters) below \
+                              2^52 outside 0xfec00000–0xfeefffff, such as 0xfeb80000"
                 .into(),
             Self::Function => "[bus:]device.function in hexadecimal, such as 00.2".into(),
         }
     }
 }
 
+fn either(values: impl Iterator<Item = String>) -> String {
+    let list: Vec<_> = values.collect();
+    let (last, rest) = list.split_last().expect("a choice has values");
+    format!("{} or {last}", rest.join(", "))
+}
+
+/// The most counter banks that the IVHD's PNBanks can name.
+pub(crate) const MAX_BANKS: u8 = 63;
+/// The most counters of a bank that the IVHD's PNCounters can name.
+pub(crate) const MAX_COUNTERS: u8 = 15;
+
+/// The widest PASID in bits: Linux stops at boot if EFR.PASmax is above 15.
+pub(crate) const MAX_PASID_BITS: u8 = 16;
+/// The choices of `dirty-tracking`, by what is maintained.
+pub(crate) const DIRTY_TRACKING: &[&str] = &["off", "accessed", "on"];
+
 /// A parsed value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Value {
     Switch(bool),
     Number(u64),
+    /// Place in the list of words.
+    Word(usize),
     Function(DeviceId),
+    /// Banks and counters per bank; 0 and 0 for none.
+    Counters(u8, u8),
 }
 
 impl Value {
@@ -68,7 +94,9 @@ impl Value {
         match self {
             Self::Number(n) => n,
             Self::Switch(on) => u64::from(on),
+            Self::Word(place) => place as u64,
             Self::Function(id) => id.0.into(),
+            Self::Counters(banks, counters) => u64::from(banks) * u64::from(counters),
         }
     }
 }
@@ -173,19 +201,133 @@ pub static OPTIONS: &[OptionSpec] = &[
         np_cache,
         "tell the guest that not-present entries are cached, so that it invalidates after mapping"
     ),
+    switch!(
+        "gtsup",
+        "off",
+        gtsup,
+        "offer guest translation: v2 page tables and PASIDs (EFR.GTSup)"
+    ),
+    switch!(
+        "giosup",
+        "on",
+        giosup,
+        "offer guest translation of requests without PASID (EFR.GIoSup); needs gtsup"
+    ),
     OptionSpec {
-        name: "device-iotlb",
-        kind: OptionKind::NotBuilt,
+        name: "gats",
+        kind: OptionKind::OneOf(&[4, 5]),
+        default: "4",
+        help: "the most levels that a guest page table may have (EFR.GATS); needs gtsup",
+        set: |options, value| options.gats = value.number() as u8,
+        get: |options| Value::Number(options.gats.into()),
+    },
+    OptionSpec {
+        name: "glxsup",
+        kind: OptionKind::OneOf(&[0, 1, 2]),
+        default: "1",
+        help: "the most levels of a GCR3 table above one (EFR.GLXSup); one level holds 512 \
+               PASIDs, two hold 2^18; needs gtsup",
+        set: |options, value| options.glxsup = value.number() as u8,
+        get: |options| Value::Number(options.glxsup.into()),
+    },
+    OptionSpec {
+        name: "pasid",
+        kind: OptionKind::Between(1, MAX_PASID_BITS as u64),
+        default: "16",
+        help: "bits of a PASID (EFR.PASmax + 1); more than 9 need glxsup=1, and more than 16 crash \
+               Linux; needs gtsup",
+        set: |options, value| options.pasid = value.number() as u8,
+        get: |options| Value::Number(options.pasid.into()),
+    },
+    switch!(
+        "nxsup",
+        "on",
+        nxsup,
+        "offer no-execute protection in guest page tables (EFR.NXSup); needs gtsup"
+    ),
+    switch!(
+        "gcr3trpmode",
+        "off",
+        gcr3trpmode,
+        "offer GCR3 roots that are guest physical addresses (EFR2.GCR3TRPMode); needs gtsup"
+    ),
+    OptionSpec {
+        name: "dirty-tracking",
+        kind: OptionKind::Word(DIRTY_TRACKING),
         default: "off",
-        help: "remote IOTLBs (ATS); not built yet",
-        set: |_, _| {},
-        get: |_| Value::Switch(false),
+        help: "offer accessed bits, or accessed and dirty bits, in host page tables (EFR.HASup, \
+               HDSup); needs dma-remap",
+        set: |options, value| options.dirty_tracking = value.number() as u8,
+        get: |options| Value::Word(options.dirty_tracking.into()),
+    },
+    switch!(
+        "device-iotlb",
+        "off",
+        device_iotlb,
+        "let devices have TLBs of their own: ATS (IotlbSup in capability and IVHD)"
+    ),
+    switch!(
+        "pprsup",
+        "off",
+        pprsup,
+        "offer page requests and their log (EFR.PPRSup)"
+    ),
+    switch!(
+        "ephsup",
+        "on",
+        ephsup,
+        "offer enhanced page request handling: DTE.PPR (EFR.EPHSup); needs pprsup"
+    ),
+    switch!(
+        "ppr-auto-rsp",
+        "off",
+        ppr_auto_rsp,
+        "offer automatic responses to page requests (EFR.PPRAutoRspSup); needs pprsup"
+    ),
+    switch!(
+        "ppr-early",
+        "off",
+        ppr_early,
+        "offer the early indicator of page request log overflow (EFR.PprOvrflwEarlySup); needs \
+         pprsup"
+    ),
+    switch!(
+        "dual-ppr-log",
+        "off",
+        dual_ppr_log,
+        "offer a second page request log and automatic change between them (EFR.DualPprLogSup=2); \
+         needs pprsup"
+    ),
+    switch!(
+        "prefsup",
+        "off",
+        prefsup,
+        "offer the PREFETCH_IOMMU_PAGES command (EFR.PreFSup)"
+    ),
+    switch!(
+        "snpsup",
+        "off",
+        snpsup,
+        "announce SNP support (EFR.SNPSup): the exclusion registers become the range of completion \
+         stores"
+    ),
+    OptionSpec {
+        name: "perf-counters",
+        kind: OptionKind::Counters,
+        default: "off",
+        help: "offer performance counters (EFR.PCSup); the register file grows to 512 KiB",
+        set: |options, value| {
+            if let Value::Counters(banks, counters) = value {
+                options.counters = (banks, counters);
+            }
+        },
+        get: |options| Value::Counters(options.counters.0, options.counters.1),
     },
     OptionSpec {
         name: "mmio-base",
         kind: OptionKind::Address,
         default: "0xfeb80000",
-        help: "guest physical address of the 16 KiB register file",
+        help: "guest physical address of the register file: 16 KiB, or 512 KiB with perf-counters",
         set: |options, value| options.mmio_base = value.number(),
         get: |options| Value::Number(options.mmio_base),
     },
@@ -216,7 +358,7 @@ pub fn help() -> String {
     let mut text = String::from("amd-iommu[,option=value…]\n");
     for option in OPTIONS {
         text.push_str(&format!(
-            "  {:<13} {:<9} {}\n{:26}accepts {}; default {}\n",
+            "  {:<15} {:<9} {}\n{:28}accepts {}; default {}\n",
             option.name,
             option.kind.name(),
             option.help,

@@ -1,13 +1,14 @@
 //! Tests of the whole device, by topic.
 
+mod ats;
 mod commands;
 mod dma;
 mod endpoint;
 mod fuzz;
-
 mod interrupts;
 mod logs;
 mod options;
+mod page_requests;
 mod pci;
 mod peers;
 mod registers;

@@ -103,6 +103,18 @@ fn a_bad_value_is_named_with_what_the_option_accepts() {
         ("hats=7", "hats", "4, 5 or 6"),
         ("hats=six", "hats", "4, 5 or 6"),
         ("segments=3", "segments", "1, 2, 4 or 8"),
+        ("pasid=17", "pasid", "1 to 16"),
+        ("pasid=0", "pasid", "1 to 16"),
+        ("gats=6", "gats", "4 or 5"),
+        ("glxsup=3", "glxsup", "0, 1 or 2"),
+        (
+            "dirty-tracking=yes",
+            "dirty-tracking",
+            "off, accessed or on",
+        ),
+        ("perf-counters=2", "perf-counters", "such as 2x4"),
+        ("perf-counters=64x1", "perf-counters", "63x15"),
+        ("perf-counters=0x1", "perf-counters", "1x1"),
         ("segment=0x10000", "segment", "0 to 0xffff"),
         ("addr=20.0", "addr", "[bus:]device.function"),
         ("addr=1.8", "addr", "[bus:]device.function"),
@@ -144,6 +156,27 @@ fn contradictions_are_errors_that_name_both_sides() {
         ("intremap=off,xtsup=on", "xtsup=on", "intremap=off"),
         ("ga=on,intremap=off", "ga=on", "intremap=off"),
         ("hats=5,dma-remap=off", "hats=5", "dma-remap=off"),
+        (
+            "dirty-tracking=on,dma-remap=off",
+            "dirty-tracking=on",
+            "dma-remap=off",
+        ),
+        ("pasid=12", "pasid=12", "gtsup=off"),
+        ("glxsup=1,gtsup=off", "glxsup=1", "gtsup=off"),
+        ("gats=5", "gats=5", "gtsup=off"),
+        ("giosup=on", "giosup=on", "gtsup=off"),
+        ("nxsup=on,gtsup=off", "nxsup=on", "gtsup=off"),
+        ("gcr3trpmode=on", "gcr3trpmode=on", "gtsup=off"),
+        ("gtsup=on,glxsup=0,pasid=10", "pasid=10", "glxsup=0"),
+        ("ephsup=on", "ephsup=on", "pprsup=off"),
+        ("ppr-auto-rsp=on", "ppr-auto-rsp=on", "pprsup=off"),
+        ("ppr-early=on", "ppr-early=on", "pprsup=off"),
+        ("dual-ppr-log=on", "dual-ppr-log=on", "pprsup=off"),
+        (
+            "mmio-base=0xfebfc000,perf-counters=2x4",
+            "mmio-base=0xfebfc000",
+            "perf-counters=2x4",
+        ),
     ] {
         match error(&format!("amd-iommu,{text}")) {
             OptionError::Contradiction {
@@ -157,13 +190,87 @@ fn contradictions_are_errors_that_name_both_sides() {
 }
 
 #[test]
-fn what_is_not_built_says_so() {
-    let message = error("amd-iommu,device-iotlb=on").to_string();
-    assert!(
-        message.contains("not built yet") && message.contains("accepts off"),
-        "{message}"
+fn guest_translation_is_opt_in_and_offers_what_belongs_to_it() {
+    let options = Options::parse("amd-iommu,gtsup=on,pprsup=on").unwrap();
+    let efr = options.efr();
+    assert!(efr.gt_sup() && efr.gio_sup() && efr.nx_sup() && efr.ppr_sup() && efr.eph_sup());
+    assert_eq!((efr.gats(), efr.glx_sup(), efr.pas_max()), (0, 1, 15));
+    let efr = Options::default().efr();
+    assert!(!efr.gt_sup() && !efr.gio_sup() && !efr.nx_sup() && !efr.ppr_sup() && !efr.eph_sup());
+    assert_eq!((efr.gats(), efr.glx_sup(), efr.pas_max()), (0, 0, 0));
+    let wide = Options::parse("amd-iommu,gtsup=on,gats=5,gcr3trpmode=on,snpsup=on").unwrap();
+    assert_eq!(wide.efr().gats(), 1);
+    assert!(wide.efr().snp_sup() && wide.efr2().gcr3_trp_mode());
+}
+
+#[test]
+fn no_pasid_is_wider_than_the_gcr3_table_that_holds_it() {
+    for (text, glx, pas_max) in [
+        ("pasid=9", 1, 8),
+        ("pasid=16", 1, 15),
+        ("glxsup=0", 0, 8),
+        ("glxsup=0,pasid=9", 0, 8),
+        ("glxsup=2", 2, 15),
+    ] {
+        let efr = Options::parse(&format!("amd-iommu,gtsup=on,{text}"))
+            .unwrap()
+            .efr();
+        assert_eq!((efr.glx_sup(), efr.pas_max()), (glx, pas_max), "{text}");
+        assert!(efr.pas_max() <= 15, "Linux stops at boot");
+    }
+    let mut options = Options::parse("amd-iommu,gtsup=on").unwrap();
+    let gone = options.limit("glxsup", 0).unwrap();
+    assert_eq!(
+        gone,
+        [
+            Withdrawn {
+                option: "glxsup",
+                because_of: None
+            },
+            Withdrawn {
+                option: "pasid",
+                because_of: Some("glxsup")
+            },
+        ]
     );
-    Options::parse("amd-iommu,device-iotlb=off").unwrap();
+    assert_eq!(options.efr().pas_max(), 8);
+}
+
+#[test]
+fn guest_tables_without_host_tables_are_offered_as_linux_wants_them() {
+    let options = Options::parse("amd-iommu,dma-remap=off,gtsup=on").unwrap();
+    assert_eq!(options.efr().hats(), 3);
+    assert!(options.efr().gt_sup() && !options.dma_remap());
+}
+
+#[test]
+fn dirty_tracking_offers_accessed_bits_too() {
+    for (text, ha, hd) in [
+        ("off", false, false),
+        ("accessed", true, false),
+        ("on", true, true),
+    ] {
+        let mut options = Options::parse(&format!("amd-iommu,dirty-tracking={text}")).unwrap();
+        assert_eq!((options.efr().ha_sup(), options.efr().hd_sup()), (ha, hd));
+        options.limit("hdsup", 0).unwrap();
+        assert_eq!(
+            (options.efr().ha_sup(), options.efr().hd_sup()),
+            (ha, false)
+        );
+        options.limit("hasup", 0).unwrap();
+        assert!(!options.efr().ha_sup());
+    }
+}
+
+#[test]
+fn counters_are_offered_with_the_window_that_they_need() {
+    let options = Options::parse("amd-iommu,perf-counters=2x4").unwrap();
+    assert!(options.efr().pc_sup());
+    assert_eq!(options.perf_counters(), (2, 4));
+    assert_eq!(options.mmio_size(), 0x8_0000);
+    let none = Options::default();
+    assert!(!none.efr().pc_sup());
+    assert_eq!((none.perf_counters(), none.mmio_size()), ((0, 0), 0x4000));
 }
 
 #[test]
@@ -201,6 +308,8 @@ fn printed_options_parse_to_the_same_options() {
         "amd-iommu",
         "amd-iommu,dma-remap=off",
         "amd-iommu,intremap=off",
+        "amd-iommu,gtsup=on,gats=5,pasid=9,glxsup=0,nxsup=off,perf-counters=63x15,snpsup=on",
+        "amd-iommu,pprsup=on,dual-ppr-log=on,dirty-tracking=accessed,device-iotlb=on,prefsup=on",
         "amd-iommu,numint2k=on,vapic=on,segments=8,addr=40:01.7,mmio-base=0x1000000000,hats=4",
     ] {
         let options = Options::parse(text).unwrap();
@@ -277,10 +386,32 @@ fn hats_is_limited_by_levels_above_four() {
 
 #[test]
 fn every_feature_can_be_limited_to_nothing() {
-    let mut options = Options::parse("amd-iommu,vapic=on,numint2k=on").unwrap();
+    let mut options = Options::parse(
+        "amd-iommu,vapic=on,numint2k=on,gtsup=on,gcr3trpmode=on,pprsup=on,dirty-tracking=on,gats=5",
+    )
+    .unwrap();
     let features = options.features();
     let names: Vec<_> = features.iter().map(|&(name, _)| name).collect();
-    assert_eq!(names, ["numint2k", "xtsup", "gasup", "gamsup", "hats"]);
+    assert_eq!(
+        names,
+        [
+            "numint2k",
+            "xtsup",
+            "gasup",
+            "gamsup",
+            "gtsup",
+            "giosup",
+            "gcr3trpmode",
+            "pprsup",
+            "ephsup",
+            "hasup",
+            "hdsup",
+            "gats",
+            "glxsup",
+            "pasmax",
+            "hats"
+        ]
+    );
     for (name, level) in features {
         assert_eq!(
             options.limit(name, level).unwrap(),
@@ -304,7 +435,7 @@ fn only_features_can_be_limited() {
         Err(OptionError::Value { .. })
     ));
     assert!(matches!(
-        options.limit("gtsup", 0),
+        options.limit("ussup", 0),
         Err(OptionError::Unknown { .. })
     ));
 }

@@ -23,6 +23,8 @@ pub(crate) const IRT: u64 = 0x5_0000;
 pub(crate) const GA_TAIL: u64 = 0x6_0000;
 pub(crate) const BACKING: u64 = 0x7_0000;
 pub(crate) const PAGE_TABLE: u64 = 0x8_0000;
+pub(crate) const PPR_LOG: u64 = 0x9_0000;
+pub(crate) const PPR_LOG_B: u64 = 0xa_0000;
 pub(crate) const DEVICE_TABLE: u64 = 0x10_0000;
 pub(crate) const RAM: u64 = 0x40_0000;
 /// An address without memory behind it.
@@ -36,6 +38,10 @@ pub(crate) const NIC: DeviceId = DeviceId::new(0x12, 3, 4);
 
 pub(crate) const ALL_FEATURES: &str =
     "amd-iommu,xtsup=on,vapic=on,numint2k=on,segments=8,msi-cap-mmio=on";
+
+/// Everything about page requests and devices' TLBs.
+pub(crate) const SVA: &str = "amd-iommu,gtsup=on,pprsup=on,device-iotlb=on,ppr-auto-rsp=on,\
+                              ppr-early=on,dual-ppr-log=on,prefsup=on";
 
 pub(crate) struct Rig {
     pub(crate) memory: Arc<TestMemory>,

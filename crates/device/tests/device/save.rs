@@ -250,12 +250,13 @@ fn another_version_other_features_and_unknown_fields_are_refused() {
     let rig = Rig::new("amd-iommu");
     let good = serde_json::to_value(rig.iommu.save()).unwrap();
     let mut state = good.clone();
-    state["version"] = json!(2);
+    state["version"] = json!(3);
     let state: SavedState = serde_json::from_value(state).unwrap();
     assert_eq!(
         rig.iommu.restore(&state),
         Err(RestoreError::Version {
-            found: 2,
+            found: 3,
+            oldest: 1,
             supported: SavedState::VERSION
         })
     );
@@ -292,6 +293,45 @@ fn another_version_other_features_and_unknown_fields_are_refused() {
         };
         object["surprise"] = json!(0);
         assert!(serde_json::from_value::<SavedState>(state).is_err());
+    }
+}
+
+#[test]
+fn a_state_of_version_1_is_one_of_a_device_without_the_newer_features() {
+    let rig = busy();
+    let mut old = serde_json::to_value(rig.iommu.save()).unwrap();
+    old["version"] = json!(1);
+    for field in ["ppr", "invalidations"] {
+        old["registers"].as_object_mut().unwrap().remove(field);
+    }
+    for field in ["device_iotlb", "perf_counters"] {
+        old.as_object_mut().unwrap().remove(field);
+    }
+    let old: SavedState = serde_json::from_value(old).unwrap();
+    let other = Rig::new(ALL_FEATURES);
+    other.iommu.restore(&old).unwrap();
+    assert_eq!(other.iommu.save(), rig.iommu.save());
+}
+
+#[test]
+fn what_the_capability_and_the_ivhd_say_must_be_the_same_too() {
+    for (option, name) in [
+        ("device-iotlb=on", "IotlbSup"),
+        ("perf-counters=1x2", "NCounterBanks"),
+    ] {
+        let with = Rig::new(&format!("amd-iommu,{option}"));
+        let other = match name {
+            "IotlbSup" => "amd-iommu",
+            _ => "amd-iommu,perf-counters=2x2",
+        };
+        let error = with
+            .iommu
+            .restore(&Rig::new(other).iommu.save())
+            .unwrap_err();
+        assert!(
+            matches!(error, RestoreError::Features { register, .. } if register == name),
+            "{error}"
+        );
     }
 }
 

@@ -329,7 +329,8 @@ impl Config {
             Err(BoardError::Placement { option, value, why })
         };
         let base = options.mmio_base();
-        if base.abs_diff(other.options.mmio_base()) < offset::REGION_SIZE {
+        let theirs = other.options.mmio_base();
+        if base < theirs + other.options.mmio_size() && theirs < base + options.mmio_size() {
             let why = "another IOMMU has its registers there; give each its own mmio-base";
             return error("mmio-base", format!("{base:#x}"), why);
         }
@@ -363,10 +364,10 @@ fn placement(options: &Options, free: u64) -> Result<(), BoardError> {
         Err(BoardError::Placement { option, value, why })
     };
     let base = options.mmio_base();
-    let end = base.saturating_add(offset::REGION_SIZE);
+    let end = base.saturating_add(options.mmio_size());
     if base < free || end > layout::IOAPIC_BASE && base < layout::ABOVE_INTERRUPTS || end > 1 << 32
     {
-        let last = layout::IOAPIC_BASE - offset::REGION_SIZE;
+        let last = layout::IOAPIC_BASE - options.mmio_size();
         let why = format!("{free:#x} to {last:#x} is free for it");
         return error("mmio-base", format!("{base:#x}"), &why);
     }

@@ -1,7 +1,7 @@
 //! The IVRS of the board: its IOMMUs, and which devices are behind each.
 
 use amdvi_device::pci;
-use amdvi_regs::ivrs::DteSetting;
+use amdvi_regs::ivrs::{DteSetting, IvhdFlags};
 use amdvi_regs::{DeviceId, Segment};
 use amdvi_vmm_glue::ivrs::{ConfigError, Coverage, IommuUnit, IvrsConfig, Special};
 
@@ -33,6 +33,8 @@ fn unit(config: &Config, n: usize) -> IommuUnit {
     unit.efr = options.efr();
     unit.efr2 = options.efr2();
     unit.hat_dis = !options.dma_remap();
+    unit.flags.set(IvhdFlags::IOTLB_SUP, options.device_iotlb());
+    (unit.pn_banks, unit.pn_counters) = options.perf_counters();
     unit.devices = coverage(config, n);
     if options.intremap() && config.iommu_of(Segment(0), IOAPIC) == Some(n) {
         // Without interrupt remapping a guest must not find a way to remap its IOAPIC.
