@@ -28,7 +28,7 @@ enum Step {
     /// A COMPLETION_WAIT.
     Wait(Waiting),
     /// Devices have to hear something.
-    Tell(Vec<Message>),
+    Tell(Vec<Message>, Arc<[Arc<Slot>]>),
     /// The command at the head waits for devices.
     Stall,
 }
@@ -66,7 +66,8 @@ impl Iommu {
     /// Runs commands up to the budget; whether more remain.
     pub(crate) fn process(&self) -> bool {
         let taken = self.update(|inner| {
-            let work = inner.has_commands() && !inner.stalled;
+            let unsent = inner.has_unsent() && inner.registers.status().cmd_buf_run();
+            let work = (inner.has_commands() || unsent) && !inner.stalled;
             work && !std::mem::replace(&mut inner.processing, true)
         });
         if !taken {
@@ -89,7 +90,12 @@ impl Iommu {
             match step {
                 Step::Idle => return false,
                 Step::Spent => return true,
-                Step::Tell(messages) => self.tell(messages),
+                Step::Tell(messages, slots) => {
+                    if messages.iter().any(Message::drains) {
+                        self.fabric.drain(slots.iter(), std::thread::yield_now);
+                    }
+                    self.tell(messages);
+                }
                 Step::Stall => {
                     if self.stall(&mut token) {
                         return false;
@@ -136,8 +142,10 @@ impl Iommu {
     /// Runs commands until something has to be done without the lock.
     fn step(&self, inner: &mut Inner, budget: &mut u32) -> Step {
         loop {
-            if inner.has_unsent() && inner.registers.status().cmd_buf_run() {
-                return Step::Tell(inner.send_invalidations());
+            // Invalidations that stand behind each other go to the devices together.
+            let last = !inner.has_commands() || *budget == 0;
+            if last && inner.has_unsent() && inner.registers.status().cmd_buf_run() {
+                return Step::Tell(inner.send_invalidations(), inner.slots.clone());
             }
             if !inner.has_commands() {
                 return Step::Idle;
@@ -150,17 +158,25 @@ impl Iommu {
             let gpa = ring.address() + ring.head;
             let low = self.memory.load_u64(gpa);
             let words = low.and_then(|low| Ok([low, self.memory.load_u64(gpa + 8)?]));
-            let Ok(words) = words else {
+            let command = words.map(Command::decode);
+            let legal = command
+                .ok()
+                .filter(|command| is_legal(command, &self.offer));
+            let blocked = legal.is_some_and(|command| inner.waits_for_devices(&command));
+            let one_more = matches!(legal, Some(Command::InvalidateIotlbPages(_))) && !blocked;
+            if inner.has_unsent() && !one_more {
+                return Step::Tell(inner.send_invalidations(), inner.slots.clone());
+            }
+            let Ok(command) = command else {
                 self.hardware_error(inner, gpa);
                 continue;
             };
-            let command = Command::decode(words);
-            if !is_legal(&command, &self.offer) {
+            if legal.is_none() {
                 let event = IllegalCommandError::new().with_address_16(gpa >> 4);
                 self.halt(inner, event.into());
                 continue;
             }
-            if inner.waits_for_devices(&command) {
+            if blocked {
                 return Step::Stall;
             }
             match command {
@@ -182,7 +198,7 @@ impl Iommu {
                 }
                 Command::CompletePprRequest(command) => {
                     inner.advance();
-                    return Step::Tell(inner.respond(command));
+                    return Step::Tell(inner.respond(command), Arc::new([]));
                 }
                 command => {
                     self.carry_out(inner, &command);
@@ -298,7 +314,7 @@ impl Inner {
     /// Whether the command processor runs and finds something.
     fn has_commands(&self) -> bool {
         let ring = self.registers.command;
-        self.registers.status().cmd_buf_run() && (ring.head != ring.tail || self.has_unsent())
+        self.registers.status().cmd_buf_run() && ring.head != ring.tail
     }
 
     /// Whether `command`, at the head, has to wait for answers of devices.

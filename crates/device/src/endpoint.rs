@@ -9,9 +9,7 @@ use amdvi_irt::{Delivery, FaultReason, LintPin, Outcome, Remapped, Remapper};
 use amdvi_regs::DeviceId;
 use amdvi_regs::msi::Msi;
 
-use crate::ats::{DeviceAts, Registered};
 use crate::iommu::{Emission, Iommu};
-use crate::page_request::{PageRequest, PageRequested};
 use crate::pci::VIRTUAL_ADDRESS_BITS;
 
 /// One function behind the IOMMU, as one thread uses it: a PCI function's queue, an IOAPIC, an
@@ -20,9 +18,9 @@ use crate::pci::VIRTUAL_ADDRESS_BITS;
 /// A handle belongs to one thread at a time; [`clone`](Clone::clone) it for others. An interrupt or
 /// a DMA access that hits the handle's caches takes no lock.
 pub struct Endpoint {
-    iommu: Arc<Iommu>,
+    pub(crate) iommu: Arc<Iommu>,
     remapper: Remapper,
-    mapper: Mapper,
+    pub(crate) mapper: Mapper,
 }
 
 /// What became of an interrupt request.
@@ -215,37 +213,6 @@ impl Endpoint {
             .map_err(|failed| iommu.abort(failed))
     }
 
-    /// Registers what hears of invalidations and page responses for this function, under the DeviceID
-    /// that this handle has at the time. It replaces an earlier one of the same handle and goes with
-    /// the handle; clones of the handle don't have it. Several handles of a function, each with a TLB
-    /// of its own, may each have one: all of them are told.
-    pub fn set_ats(&self, device: Arc<dyn DeviceAts>) {
-        let registered = Registered {
-            slot: self.mapper.slot().clone(),
-            device,
-        };
-        let old = self.iommu.update(|inner| {
-            let old = inner.take_ats(self.mapper.slot());
-            inner.ats.push(registered);
-            old
-        });
-        // The device may do as it likes when it is dropped, so no lock is held.
-        drop(old);
-    }
-
-    /// Asks for a page to be made present (PCIe PRI, 48882 §2.6).
-    ///
-    /// Its group is answered through [`DeviceAts::page_response`] if it is
-    /// [logged](PageRequested::Logged), and by the result otherwise.
-    pub fn page_request(&mut self, request: &PageRequest) -> PageRequested {
-        let iommu = &*self.iommu;
-        let operation = self.mapper.enter();
-        let (requested, emission) = iommu.page_request(operation.device_id(), request);
-        drop(operation);
-        iommu.emit(emission);
-        requested
-    }
-
     /// Begins an operation of several transactions that are in flight together.
     pub fn begin(&mut self) -> DmaOperation<'_> {
         DmaOperation {
@@ -264,13 +231,13 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct DmaOperation<'a> {
     // Dropped in this order.
-    operation: Operation<'a>,
-    late: Late<'a>,
+    pub(crate) operation: Operation<'a>,
+    pub(crate) late: Late<'a>,
 }
 
 /// Interrupts of the device itself that go out when nothing is in flight any more.
-struct Late<'a> {
-    iommu: &'a Iommu,
+pub(crate) struct Late<'a> {
+    pub(crate) iommu: &'a Iommu,
     emissions: Vec<Emission>,
 }
 
@@ -310,15 +277,19 @@ impl DmaOperation<'_> {
         len: u64,
         access: Access,
     ) -> Result<Piece, Abort> {
-        self.attempt(pasid, iova, len, access).map_err(|failure| {
-            let iommu = self.late.iommu;
-            let emission = iommu.log_failure(self.operation.device_id(), &failure);
-            // Conditions that raise an interrupt do so once, so these are few.
-            self.late
-                .emissions
-                .extend(emission.filter(|emission| !emission.is_empty()));
-            failure.cause.into()
-        })
+        self.attempt(pasid, iova, len, access)
+            .map_err(|failure| self.abort(&failure))
+    }
+
+    /// Logs why a request of the operation fails.
+    pub(crate) fn abort(&mut self, failure: &Failure) -> Abort {
+        let iommu = self.late.iommu;
+        let emission = iommu.log_failure(self.operation.device_id(), failure);
+        // Conditions that raise an interrupt do so once, so these are few.
+        self.late
+            .emissions
+            .extend(emission.filter(|emission| !emission.is_empty()));
+        failure.cause.into()
     }
 
     /// Whether the beginning of such an access would succeed and how far it reaches, without an
@@ -342,7 +313,7 @@ impl DmaOperation<'_> {
 
 impl Iommu {
     /// Logs what a failed DMA request leads to.
-    fn log_failure(&self, device_id: DeviceId, failure: &Failure) -> Option<Emission> {
+    pub(crate) fn log_failure(&self, device_id: DeviceId, failure: &Failure) -> Option<Emission> {
         let event = failure.event?;
         let ((), emission) = self.locked(|inner| {
             let memory = &*self.memory;
@@ -358,7 +329,7 @@ impl Iommu {
     /// Logs a failed DMA request while it is in flight; interrupts of the device itself go out after
     /// that.
     #[cold]
-    fn abort(&self, failed: Failed<'_>) -> Abort {
+    pub(crate) fn abort(&self, failed: Failed<'_>) -> Abort {
         let emission = self.log_failure(failed.device_id(), &failed);
         let abort = failed.cause.into();
         drop(failed);

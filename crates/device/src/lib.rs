@@ -61,7 +61,9 @@ pub mod fuzz;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 
-pub use amdvi_dma::{Access, AddressSpace, Mapped, Mapping, Mappings, Pasid, Permissions, Piece};
+pub use amdvi_dma::{
+    Access, AddressSpace, Answer, Answered, Mapped, Mapping, Mappings, Pasid, Permissions, Piece,
+};
 pub use ats::{
     DeviceAts, DeviceInvalidation, InvalidationAnswer, InvalidationTicket, InvalidationWait,
 };

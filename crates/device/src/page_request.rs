@@ -2,10 +2,10 @@
 //! refused.
 
 use amdvi_core::dtab;
-use amdvi_dma::{WalkContext, check_dte};
+use amdvi_dma::{DmaEntry, Pasid, WalkContext, check_dte};
 use amdvi_regs::DeviceId;
 use amdvi_regs::command::CompletePprRequest;
-use amdvi_regs::dte::{DteQ0, DteQ1};
+use amdvi_regs::dte::{DteQ0, DteQ1, DteQ2};
 use amdvi_regs::event::{DevTabHardwareError, Event, IllegalDevTableEntry, InvalidPprRequest};
 use amdvi_regs::log::PprLogEntry;
 
@@ -18,18 +18,15 @@ const MASTER_ABORT: u8 = 1;
 /// A function asks for a page to be made present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRequest {
-    /// The address space, in 20 bits; `None` for a request without PASID.
-    pub pasid: Option<u32>,
+    /// The address space, with execute and privilege as they are asked for; `None` for a request
+    /// without PASID.
+    pub pasid: Option<Pasid>,
     /// An address in the page, as DMA would name it. Bits \[11:0\] don't count.
     pub address: u64,
     /// Read access is asked for.
     pub read: bool,
     /// Write access is asked for.
     pub write: bool,
-    /// Execute access is asked for; only with a PASID.
-    pub execute: bool,
-    /// It comes from privileged code; only with a PASID.
-    pub privileged: bool,
     /// Page request group index, in 9 bits: the answer carries it.
     pub tag: u16,
     /// The last request of its group: this is the one that is answered.
@@ -111,7 +108,7 @@ impl Iommu {
                 request.last.then_some(PageResponse {
                     tag: request.tag & 0x1ff,
                     code,
-                    pasid: request.pasid.filter(|_| with_pasid),
+                    pasid: request.pasid.filter(|_| with_pasid).map(Pasid::value),
                 })
             };
             let q0 = match checked {
@@ -163,18 +160,28 @@ impl Iommu {
         let Ok(gpa) = dtab::locate(view, device_id) else {
             return invalid(PageRefusal::DeviceIdOutOfRange);
         };
-        let Ok([q0, q1]) = self.memory.load_pair(gpa) else {
+        let unreadable = |at: u64| {
             let event = DevTabHardwareError::new()
                 .with_device_id(device_id.0)
                 .with_kind(MASTER_ABORT)
-                .with_address_16(gpa >> 4);
-            return Err((PageRefusal::DteUnreadable(gpa), Some(event.into())));
+                .with_address_16(at >> 4);
+            Err((PageRefusal::DteUnreadable(at), Some(event.into())))
+        };
+        let Ok([q0, q1]) = self.memory.load_pair(gpa) else {
+            return unreadable(gpa);
         };
         let (q0, q1) = (DteQ0::from_bits(q0), DteQ1::from_bits(q1));
         let efr = view.efr();
         let context = WalkContext::new(control, efr, view.efr2(), VIRTUAL_ADDRESS_BITS);
+        let mut dte = DmaEntry::new(q0, q1);
+        if context.uses_guest_tables(q0) {
+            let Ok(q2) = self.memory.load_u64(gpa + 16) else {
+                return unreadable(gpa + 16);
+            };
+            dte = dte.with_guest_paging_mode(DteQ2::from_bits(q2).guest_paging_mode());
+        }
         if q0.v()
-            && let Err(defect) = check_dte(&context, q0, q1)
+            && let Err(defect) = check_dte(&context, &dte)
         {
             let event = IllegalDevTableEntry::new()
                 .with_device_id(device_id.0)
@@ -186,13 +193,13 @@ impl Iommu {
         if !q0.v() || !q0.tv() || !q1.i() || efr.eph_sup() && !q0.ppr() {
             return invalid(PageRefusal::NotAllowed);
         }
-        let narrow = |pasid: u32| pasid >> (efr.pas_max() + 1) == 0;
-        match request.pasid {
-            Some(pasid) if !(control.gt_en() && q0.gv() && narrow(pasid)) => {
-                invalid(PageRefusal::Pasid)
-            }
-            _ => Ok(q0),
+        let known = |pasid: Pasid| {
+            context.uses_guest_tables(q0) && pasid.value() <= context.guest.max_pasid
+        };
+        if request.pasid.is_some_and(|pasid| !known(pasid)) {
+            return invalid(PageRefusal::Pasid);
         }
+        Ok(q0)
     }
 }
 
@@ -202,23 +209,23 @@ fn tag(request: &PageRequest) -> u16 {
 }
 
 fn entry(device_id: DeviceId, request: &PageRequest) -> PprLogEntry {
-    let with_pasid = request.pasid.is_some();
+    let pasid = request.pasid;
     PprLogEntry::new()
         .with_device_id(device_id.0)
-        .with_pasid(request.pasid.unwrap_or(0))
-        .with_gn(with_pasid)
+        .with_pasid(pasid.map_or(0, Pasid::value))
+        .with_gn(pasid.is_some())
         .with_tag(request.tag & 0x1ff)
         .with_last_page(request.last)
         .with_read(request.read)
         .with_write(request.write)
-        .with_exec(with_pasid && request.execute)
-        .with_us(with_pasid && !request.privileged)
+        .with_exec(pasid.is_some_and(Pasid::execute))
+        .with_us(pasid.is_some_and(|pasid| !pasid.privileged()))
         .with_address_page(request.address >> 12)
 }
 
 /// RX: the IOMMU answers what has to be answered.
 fn invalid(device_id: DeviceId, request: &PageRequest) -> Event {
-    let pasid = request.pasid.unwrap_or(0);
+    let pasid = request.pasid.map_or(0, Pasid::value);
     InvalidPprRequest::new()
         .with_device_id(device_id.0)
         .with_pasid_15_0(pasid as u16)

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use amdvi_device::testing::TestMemory;
 use amdvi_device::{
-    DeviceAts, DeviceInvalidation, Endpoint, Host, InvalidationAnswer, InvalidationWait, Iommu,
+    Access, DeviceAts, DeviceInvalidation, Endpoint, Host, InvalidationAnswer, InvalidationWait,
+    Iommu, Permissions, Piece,
 };
 use amdvi_irt::Delivery;
 use amdvi_regs::DeviceId;
 use amdvi_regs::command::{
     Command, InvalidateIommuPages, InvalidateIotlbPages, InvalidationRange, PrefetchIommuPages,
 };
+use amdvi_regs::dte::{DteQ0, DteQ1, DteQ2};
 use amdvi_regs::event::Event;
 use amdvi_regs::mmio::offset;
 
@@ -341,6 +343,113 @@ fn an_unanswered_invalidation_is_sent_again_where_the_state_is_restored() {
     assert!(!there.iommu.run_commands());
     assert_eq!(tlb.take().len(), 1);
     assert_eq!(rig.memory.read(STORE), 1);
+}
+
+#[test]
+fn invalidations_before_an_illegal_command_reach_their_devices() {
+    let rig = Rig::enabled(SVA);
+    let (_nic, tlb) = device(&rig, NIC, InvalidationAnswer::Done);
+    rig.submit(&[
+        Command::from(invalidate(NIC, 4)),
+        invalidate(NIC, 4).into(),
+        Command::decode([0, 0]),
+    ]);
+    assert!(!rig.status().cmd_buf_run());
+    assert_eq!(tlb.take().len(), 2);
+    assert_eq!(rig.take_event_words(), [5 << 60, COMMANDS + 32]);
+}
+
+/// DMA is identity and ATS allowed.
+fn allow(rig: &Rig) {
+    let q0 = DteQ0::new()
+        .with_v(true)
+        .with_tv(true)
+        .with_ir(true)
+        .with_iw(true);
+    let q1 = DteQ1::new().with_i(true).with_domain_id(7);
+    rig.set_dte(NIC, q0, q1, DteQ2::new());
+}
+
+#[test]
+fn a_device_hears_of_an_invalidation_after_every_answer_that_was_on_its_way() {
+    let rig = Rig::enabled(SVA);
+    allow(&rig);
+    let (mut nic, tlb) = device(&rig, NIC, InvalidationAnswer::Done);
+    let tail = rig.queue(&[invalidate(NIC, 1)]);
+    let answer = nic
+        .translation_request(None, 0x5000, Access::Write)
+        .unwrap();
+    assert!(answer.permissions.contains(Permissions::WRITE));
+    std::thread::scope(|scope| {
+        let iommu = &rig.iommu;
+        let vcpu = scope.spawn(move || {
+            iommu.mmio_write(offset::COMMAND_TAIL, &(tail as u32).to_le_bytes());
+        });
+        while rig.read(offset::COMMAND_HEAD) != 16 {
+            std::thread::yield_now();
+        }
+        for _ in 0..1000 {
+            std::thread::yield_now();
+            assert!(tlb.take().is_empty());
+        }
+        assert!(!vcpu.is_finished());
+        drop(answer);
+        vcpu.join().unwrap();
+    });
+    assert_eq!(tlb.take().len(), 1);
+}
+
+#[test]
+fn ats_requests_need_the_option_and_dte_i() {
+    let rig = Rig::enabled(SVA);
+    allow(&rig);
+    let mut nic = rig.nic();
+    let (mut seen, len) = (Vec::new(), 0x2000);
+    nic.access_translated(None, 0x1_0000, len, Access::Write, |piece| {
+        seen.push((piece.gpa, piece.len));
+    })
+    .unwrap();
+    assert_eq!(seen, [(0x1_0000, len)]);
+    assert_eq!(*nic.translated(None, 0x40, 4, Access::Read).unwrap(), {
+        Piece {
+            gpa: 0x40,
+            len: 4,
+            permissions: Permissions::all(),
+        }
+    });
+    let q0 = DteQ0::new().with_v(true).with_tv(true).with_ir(true);
+    rig.set_dte(NIC, q0, DteQ1::new(), DteQ2::new());
+    let without_i = refusals(&rig);
+    let rig = Rig::enabled("amd-iommu,gtsup=on");
+    allow(&rig);
+    assert_eq!(refusals(&rig), without_i);
+    // TR and type 1; type 1 without TR.
+    assert_eq!(without_i[0][0] >> 56, 0x83);
+    assert_eq!(without_i[1][0] >> 56, 0x82);
+    assert_eq!(without_i[0][1], 0x5008);
+    rig.set_control(|c| c.with_iommu_en(false));
+    let mut nic = rig.nic();
+    assert!(nic.translation_request(None, 0, Access::Read).is_err());
+    assert!(rig.take_events().is_empty());
+}
+
+/// The events of a translation request and of a translated request, by a handle and by its
+/// operations.
+fn refusals(rig: &Rig) -> Vec<[u64; 2]> {
+    let mut nic = rig.nic();
+    assert!(nic.translation_request(None, 0x5008, Access::Read).is_err());
+    assert!(nic.translated(None, 0x5008, 8, Access::Read).is_err());
+    let first = rig.take_events();
+    let mut operation = nic.begin();
+    assert!(
+        operation
+            .translation_request(None, 0x5008, Access::Read)
+            .is_err()
+    );
+    assert!(operation.translated(None, 0x5008, 8, Access::Read).is_err());
+    drop(operation);
+    assert_eq!(rig.take_events(), first);
+    first.iter().map(Event::words).collect()
 }
 
 #[test]

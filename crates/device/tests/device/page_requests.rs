@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use amdvi_device::{
     DeviceAts, DeviceInvalidation, Endpoint, InvalidationAnswer, PageRefusal, PageRequest,
-    PageRequested, PageResponse,
+    PageRequested, PageResponse, Pasid,
 };
 use amdvi_regs::DeviceId;
 use amdvi_regs::command::CompletePprRequest;
@@ -51,8 +51,6 @@ fn request(tag: u16) -> PageRequest {
         address: 0x1234_5678,
         read: true,
         write: false,
-        execute: false,
-        privileged: false,
         tag,
         last: true,
     }
@@ -107,15 +105,51 @@ fn a_page_request_is_logged_as_linux_reads_it() {
 #[test]
 fn a_request_without_pasid_says_nothing_of_execution_and_privilege() {
     let (rig, mut nic) = machine();
-    let odd = PageRequest {
-        execute: true,
+    let inner = PageRequest {
         write: true,
         last: false,
         ..request(1)
     };
-    assert_eq!(nic.page_request(&odd), PageRequested::Logged);
+    assert_eq!(nic.page_request(&inner), PageRequested::Logged);
     let entry = entry(&rig, PPR_LOG, 0);
     assert!(entry.write() && !entry.exec() && !entry.us() && !entry.gn() && !entry.last_page());
+}
+
+#[test]
+fn a_request_with_pasid_says_all_of_it() {
+    let (rig, mut nic) = machine();
+    rig.set_control(|c| c.with_gt_en(true));
+    let (q0, q1) = allowed();
+    rig.set_dte(NIC, q0.with_gv(true).with_glx(1), q1, DteQ2::new());
+    let pasid = |value| Some(Pasid::new(value).unwrap());
+    let user = PageRequest {
+        pasid: pasid(0x5432).map(|p| p.with_execute(true)),
+        ..request(7)
+    };
+    assert_eq!(nic.page_request(&user), PageRequested::Logged);
+    // DeviceID, PASID[15:0], tag with LastPage, PASID[19:16], EXEC, READ, US, GN, code.
+    let low = u64::from(NIC.0)
+        | 0x5432 << 16
+        | 0x207 << 32
+        | 1 << 49
+        | 1 << 50
+        | 1 << 54
+        | 1 << 56
+        | 1 << 60;
+    assert_eq!(rig.memory.read(PPR_LOG), low);
+    let kernel = PageRequest {
+        pasid: pasid(0xffff).map(|p| p.with_privileged(true)),
+        ..request(7)
+    };
+    assert_eq!(nic.page_request(&kernel), PageRequested::Logged);
+    assert!(!entry(&rig, PPR_LOG, 1).us() && !entry(&rig, PPR_LOG, 1).exec());
+    // EFR.PASmax is 15.
+    let wide = PageRequest {
+        pasid: pasid(0x1_0000),
+        ..request(7)
+    };
+    assert_eq!(refused(nic.page_request(&wide)), PageRefusal::Pasid);
+    assert_eq!(invalid_ppr(&rig).pasid_19_16(), 1);
 }
 
 #[test]
@@ -459,7 +493,7 @@ fn without_ephsup_the_dte_has_no_bit_for_it() {
 fn a_pasid_needs_guest_translation_and_the_width_that_is_offered() {
     let (rig, mut nic) = machine();
     let with_pasid = |pasid| PageRequest {
-        pasid: Some(pasid),
+        pasid: Pasid::new(pasid),
         ..request(2)
     };
     // DTE.GV is 0.

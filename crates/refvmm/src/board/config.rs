@@ -6,7 +6,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use amdvi_device::Options;
-use amdvi_regs::mmio::offset;
 use amdvi_regs::{DeviceId, Segment};
 
 use super::pci::Function;

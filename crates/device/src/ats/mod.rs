@@ -6,6 +6,8 @@
 //! §2.4.4). The command processor does not block a thread for that: it stops at the head, and goes on
 //! when the last answer comes or the VMM says that it has waited long enough.
 
+mod requests;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,10 +29,13 @@ use crate::page_request::PageResponse;
 pub trait DeviceAts: Send + Sync {
     /// The guest invalidates translations that this function may have cached.
     ///
-    /// Answer [`InvalidationAnswer::Done`] when none of them is in the device's TLB any more and
-    /// nothing that the device does by one of them is under way; DMA through
-    /// [`Endpoint::access_translated`](crate::Endpoint::access_translated) that is under way is
-    /// waited for by the IOMMU. Otherwise answer [`InvalidationAnswer::Later`] and call
+    /// When this is called, every translation that was given out before the guest's invalidation of
+    /// the IOMMU's own caches has been put into the TLB; none is on the way.
+    ///
+    /// Answer [`InvalidationAnswer::Done`] when none of them is in the TLB any more and no DMA by one
+    /// of them will begin; what has begun through
+    /// [`Endpoint::access_translated`](crate::Endpoint::access_translated) is waited for by
+    /// COMPLETION_WAIT. Otherwise answer [`InvalidationAnswer::Later`] and call
     /// [`Iommu::invalidation_done`] when it is so.
     fn invalidate(&self, invalidation: &DeviceInvalidation) -> InvalidationAnswer;
 
@@ -123,6 +128,13 @@ pub(crate) struct Registered {
 pub(crate) enum Message {
     Invalidate(Arc<dyn DeviceAts>, DeviceInvalidation),
     Respond(Arc<dyn DeviceAts>, PageResponse),
+}
+
+impl Message {
+    /// Whether answers to translation requests that are in flight have to arrive first.
+    pub(crate) fn drains(&self) -> bool {
+        matches!(self, Self::Invalidate(..))
+    }
 }
 
 impl Inner {
