@@ -9,7 +9,7 @@ use crate::step::{Outcome, Steps, cargo, root, succeeded};
 /// Arguments of `cargo xtask fuzz`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only this target: mmio, command_ring, remap or restore
+    /// Only this target: mmio, command_ring, remap, translate or restore
     #[arg(long)]
     target: Option<String>,
     /// Seconds for each target
@@ -20,7 +20,7 @@ pub(crate) struct Args {
     libfuzzer: bool,
 }
 
-const TARGETS: [&str; 4] = ["mmio", "command_ring", "remap", "restore"];
+const TARGETS: [&str; 5] = ["mmio", "command_ring", "remap", "translate", "restore"];
 
 /// Fuzzes for as long as asked.
 pub(crate) fn fuzz(args: &Args) -> Result<ExitCode> {

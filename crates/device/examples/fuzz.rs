@@ -45,9 +45,10 @@ fn main() -> ExitCode {
         Some("mmio") => fuzz::mmio,
         Some("command_ring") => fuzz::command_ring,
         Some("remap") => fuzz::remap,
+        Some("translate") => fuzz::translate,
         Some("restore") => fuzz::restore,
         _ => {
-            eprintln!("usage: fuzz mmio|command_ring|remap|restore SECONDS [SEED]");
+            eprintln!("usage: fuzz mmio|command_ring|remap|translate|restore SECONDS [SEED]");
             return ExitCode::from(2);
         }
     };

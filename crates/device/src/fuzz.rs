@@ -5,6 +5,8 @@
 //! the step can need. They run on stable with seeded input in the tests; coverage-guided wrappers
 //! call the same functions.
 
+mod translate;
+
 use std::sync::Arc;
 
 use amdvi_dma::Access;
@@ -14,6 +16,8 @@ use amdvi_regs::msi::Msi;
 
 use crate::testing::{TestHost, TestMemory};
 use crate::{Endpoint, Iommu, Options, SavedState};
+
+pub use translate::translate;
 
 /// RAM of the fuzzed machine: small, so that addresses often hit it.
 const RAM: u64 = 0x2_0000;

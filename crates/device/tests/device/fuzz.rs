@@ -62,6 +62,11 @@ fn requests_survive_any_table() {
 }
 
 #[test]
+fn translations_survive_tables_that_change_while_they_are_walked() {
+    run(fuzz::translate, 5000, 800);
+}
+
+#[test]
 fn restore_survives_any_state() {
     run(fuzz::restore, 5000, 400);
 }

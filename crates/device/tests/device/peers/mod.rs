@@ -3,6 +3,7 @@
 
 mod openvmm;
 mod qemu;
+mod virtualbox;
 
 use amdvi_device::Signal;
 use amdvi_irt::FaultReason;
