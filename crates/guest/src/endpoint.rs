@@ -1,18 +1,35 @@
-//! The test endpoint: a PCI function that sends any interrupt it is told to.
+//! The test endpoint: a PCI Express function that sends any interrupt it is told to, and does DMA.
 //!
-//! Shared by the driver in the guest and the model in the VMM. BAR 0 holds the registers below,
-//! BAR 2 the MSI-X table ([`VECTORS`] entries of 16 bytes), BAR 4 the pending bits. All BARs are
-//! 32-bit memory BARs.
+//! Shared by its drivers, in the bare-metal guest and in Linux's userspace, and by the model in the
+//! VMM. It has vendor and device ID [`VENDOR_ID`] and [`DEVICE_ID`] and class FF0000h, which no
+//! driver of an operating system binds.
+//!
+//! | BAR | size | content |
+//! | --- | --- | --- |
+//! | 0 | [`BAR0_SIZE`] | registers ([`reg`]), DMA buffer, DMA [channels](dma), counters of vectors |
+//! | 2 | 16 bytes for each vector, 4 KiB or more | MSI-X table; [`BAR2_SIZE`] with 2048 vectors |
+//! | 4 | [`BAR4_SIZE`] | MSI-X pending bits |
+//!
+//! The BARs are 32-bit memory BARs, or 64-bit ones if the machine was built with `bar64=on`.
+//! Capabilities: PCI Express (root complex integrated endpoint, Function Level Reset), MSI (up to 32
+//! vectors, maskable), MSI-X, and INTA#. Registers are little-endian and take aligned accesses of 4
+//! or 8 bytes; a 64-bit register can be written in two halves, low half first. Everything but
+//! reading registers needs Bus Master Enable in the Command register, as on any function: without
+//! it messages are [`outcome::MASKED`] and DMA is aborted.
+
+pub mod dma;
 
 /// PCI vendor ID.
 pub const VENDOR_ID: u16 = 0x1af5;
 /// PCI device ID.
 pub const DEVICE_ID: u16 = 0x2048;
-/// Vectors of its MSI-X table.
+/// Vectors of its MSI-X table, unless the machine was built with fewer: see [`reg::VECTORS`].
 pub const VECTORS: u16 = 2048;
+/// Vectors of its MSI capability.
+pub const MSI_VECTORS: u16 = 32;
 /// Size of BAR 0.
-pub const BAR0_SIZE: u32 = 0x1000;
-/// Size of BAR 2: the MSI-X table.
+pub const BAR0_SIZE: u32 = 0x8000;
+/// Size of BAR 2, the MSI-X table, with [`VECTORS`] vectors.
 pub const BAR2_SIZE: u32 = 0x8000;
 /// Size of BAR 4: the MSI-X pending bits.
 pub const BAR4_SIZE: u32 = 0x1000;
@@ -21,7 +38,8 @@ pub const BAR4_SIZE: u32 = 0x1000;
 pub mod reg {
     /// RO: [`super::ID_VALUE`].
     pub const ID: u64 = 0x00;
-    /// W: sends the MSI-X message of this vector, if MSI-X is enabled and the vector not masked.
+    /// W: sends the message of this vector: the MSI-X one if MSI-X is enabled, else the MSI one if MSI
+    /// is enabled, else none. A vector that is masked becomes pending.
     pub const FIRE: u64 = 0x04;
     /// RW: first vector of a range.
     pub const FIRE_START: u64 = 0x08;
@@ -39,7 +57,8 @@ pub mod reg {
     pub const BLOCKED: u64 = 0x28;
     /// RO, 64 bits: host nanoseconds spent in remapping and injecting since `RESET_STATS`.
     pub const NANOS: u64 = 0x30;
-    /// W: any value clears the three counters above and the recorder.
+    /// W: any value clears the recorder and every counter of messages: `DELIVERED`, `BLOCKED`,
+    /// `NANOS`, `SENT`, `HELD_BACK`, and those of each vector.
     pub const RESET_STATS: u64 = 0x38;
     /// RW: 1 starts a background stream of the vectors of the range, round robin; 0 stops it and
     /// returns when the last message of the stream is delivered.
@@ -52,7 +71,8 @@ pub mod reg {
     pub const DMA_LENGTH: u64 = 0x58;
     /// W: 1 copies memory to the buffer, 2 the buffer to memory.
     pub const DMA_COMMAND: u64 = 0x5c;
-    /// RO: 0 idle, 1 done, 2 aborted by the IOMMU.
+    /// RO: 0 idle, 1 done, 2 aborted: by the IOMMU, because nothing is at the address, or because bus
+    /// mastering is off.
     pub const DMA_STATUS: u64 = 0x60;
     /// RW: DeviceID that DMA_COMMAND's transfers carry, as behind a bridge that was renumbered; the
     /// function's own after reset.
@@ -69,21 +89,47 @@ pub mod reg {
     pub const DMA_STORM_ABORTED: u64 = 0x78;
     /// RO, 64 bits: interrupts recorded since `RESET_STATS`, of every source in the machine.
     pub const RECORDED: u64 = 0x80;
-    /// W: sets the level of an IOAPIC pin: pin in \[15:8\], level in bit 0.
+    /// RO, 64 bits: messages that went to the IOMMU since `RESET_STATS`: delivered, blocked, or
+    /// posted to a guest virtual APIC.
+    pub const SENT: u64 = 0x88;
+    /// W: sets the level of an IOAPIC pin, of any in the machine: pin in \[15:8\], level in bit 0.
     pub const PIN: u64 = 0x90;
+    /// RO, 64 bits: requests since `RESET_STATS` that sent nothing because MSI and MSI-X were
+    /// disabled, or the vector masked, or bus mastering was off.
+    pub const HELD_BACK: u64 = 0x98;
     /// W: asks the VMM for something, see [`super::vmm`]; done when the write returns.
     pub const VMM_COMMAND: u64 = 0xa0;
     /// RO: 0 when the last VMM command succeeded.
     pub const VMM_STATUS: u64 = 0xa4;
+    /// RO: vectors of the MSI-X table.
+    pub const VECTORS: u64 = 0xa8;
+    /// RO: what this endpoint was built with, see [`super::feature`].
+    pub const FEATURES: u64 = 0xac;
+    /// RW: bit 0 is the interrupt condition of INTA#, which Status\[3\] (Interrupt Status) shows;
+    /// the line is asserted while it is 1 and Command\[10\] (Interrupt Disable) is 0. Write 1 to
+    /// raise it, 0 to clear it. Bit 1, RO: the line is asserted.
+    pub const INTX: u64 = 0xb0;
+    /// RO: DMA channels; see [`super::dma`].
+    pub const DMA_CHANNELS: u64 = 0xb4;
+    /// RO: the most bytes that a DMA channel moves at once.
+    pub const DMA_LIMIT: u64 = 0xb8;
     /// RO, 64 bits each: the last [`super::RECORDS`] interrupts, see [`super::Record`];
     /// interrupt n stands at `RECORD_0 + 8·(n mod RECORDS)`.
     pub const RECORD_0: u64 = 0x100;
     /// RW: the DMA buffer.
     pub const DMA_BUFFER: u64 = 0x800;
+    /// RW: the first DMA channel; channel n stands [`super::dma::STRIDE`]·n behind it.
+    pub const DMA_CHANNEL_0: u64 = 0x1000;
+    /// RO, 32 bits each: messages of vector n that went to the IOMMU since `RESET_STATS`, at
+    /// `VECTOR_SENT + 4·n`. Vectors of MSI and of MSI-X count alike; raw messages do not.
+    pub const VECTOR_SENT: u64 = 0x2000;
+    /// RO, 32 bits each: those of them that left it as an interrupt.
+    pub const VECTOR_DELIVERED: u64 = 0x4000;
 }
 
-/// Value of the ID register.
-pub const ID_VALUE: u32 = 0x2048_0001;
+/// Value of the ID register: the device in the upper half, the revision of this interface in the
+/// lower.
+pub const ID_VALUE: u32 = 0x2048_0002;
 /// Bytes of the DMA buffer.
 pub const DMA_BUFFER_SIZE: u32 = 0x800;
 /// 64-bit words at the start of each page that the DMA stream writes: few, so that a guest can
@@ -105,6 +151,20 @@ pub const fn storm_offset(n: u64, pages: u64) -> u64 {
 /// Interrupts that the recorder keeps.
 pub const RECORDS: u64 = 32;
 
+/// Bits of the FEATURES register.
+pub mod feature {
+    /// It has an MSI capability.
+    pub const MSI: u32 = 1 << 0;
+    /// It has an interrupt pin.
+    pub const INTX: u32 = 1 << 1;
+    /// It has a PASID capability.
+    pub const PASID: u32 = 1 << 2;
+    /// It has an ATS capability.
+    pub const ATS: u32 = 1 << 3;
+    /// It has a PRI capability.
+    pub const PRI: u32 = 1 << 4;
+}
+
 /// Values of the OUTCOME register.
 pub mod outcome {
     /// Nothing sent since reset.
@@ -113,7 +173,7 @@ pub mod outcome {
     pub const DELIVERED: u32 = 1;
     /// Target abort: blocked by the IOMMU.
     pub const BLOCKED: u32 = 2;
-    /// Not sent: MSI-X disabled, function masked or vector masked.
+    /// Not sent: MSI-X and MSI disabled, function or vector masked, or bus mastering off.
     pub const MASKED: u32 = 3;
     /// Posted to a guest virtual APIC.
     pub const POSTED: u32 = 4;

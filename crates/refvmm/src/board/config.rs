@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use amdvi_device::Options;
+use amdvi_guest::endpoint::VECTORS;
 use amdvi_regs::{DeviceId, Segment};
 
 use super::pci::Function;
@@ -74,12 +75,43 @@ impl From<Options> for IommuConfig {
 }
 
 /// One test endpoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointConfig {
     /// Its segment.
     pub segment: Segment,
     /// Its place; without, the next free one from 05.0 on.
     pub addr: Option<DeviceId>,
+    /// Vectors of its MSI-X table, 1–2048.
+    pub vectors: u16,
+    /// It has an MSI capability.
+    pub msi: bool,
+    /// It has an interrupt pin.
+    pub intx: bool,
+    /// Its BARs are 64-bit ones.
+    pub bar64: bool,
+    /// It has a PASID capability.
+    pub pasid: bool,
+    /// It has an ATS capability.
+    pub ats: bool,
+    /// It has a PRI capability.
+    pub pri: bool,
+}
+
+impl Default for EndpointConfig {
+    /// 2048 vectors, MSI and INTA#.
+    fn default() -> Self {
+        Self {
+            segment: Segment(0),
+            addr: None,
+            vectors: VECTORS,
+            msi: true,
+            intx: true,
+            bar64: false,
+            pasid: false,
+            ats: false,
+            pri: false,
+        }
+    }
 }
 
 /// A PCI function that the board does not know.

@@ -20,6 +20,7 @@ mod worker;
 
 use std::sync::Arc;
 
+use amdvi_device::Iommu;
 use amdvi_irt::Delivery;
 use amdvi_regs::{DeviceId, Segment};
 use vm_memory::GuestMemoryMmap;
@@ -41,6 +42,7 @@ pub use config::{
     BuildError, Config, EndpointConfig, FixedBuilder, FixedDevice, FunctionBuilder, FunctionConfig,
     IommuConfig, RootBridge,
 };
+pub use endpoint::EndpointCounts;
 pub use slot::{Line, Lines, Slot};
 pub use socket::{Handle, Space};
 
@@ -131,6 +133,7 @@ pub struct Board {
     bus: PciBus,
     sockets: Vec<Arc<Socket>>,
     ioapic: Arc<BoardIoapic>,
+    endpoints: Vec<Arc<TestEndpoint>>,
     fixed: Vec<Arc<dyn FixedDevice>>,
     // Ends before the devices that it works for.
     _worker: Worker,
@@ -195,15 +198,22 @@ impl Board {
             ),
             lines: Arc::clone(&lines),
         };
-        for place in &places.endpoints {
+        let mut endpoints = Vec::new();
+        for (place, config) in places.endpoints.iter().zip(&config.endpoints) {
             let slot = slot(place);
             let chipset = Chipset::new(
                 Arc::clone(slot.socket()),
                 Arc::clone(&ioapic),
                 Arc::clone(&bell),
             );
-            let endpoint = TestEndpoint::new(&slot, Arc::clone(&recorder), Arc::new(chipset));
-            bus.add(place.segment, place.addr, Arc::new(endpoint));
+            let endpoint = Arc::new(TestEndpoint::new(
+                &slot,
+                config,
+                Arc::clone(&recorder),
+                Arc::new(chipset),
+            ));
+            bus.add(place.segment, place.addr, endpoint.clone());
+            endpoints.push(endpoint);
         }
         for (place, function) in places.functions.iter().zip(&config.functions) {
             let built = (function.build)(&slot(place)).map_err(|error| BoardError::Function {
@@ -227,6 +237,7 @@ impl Board {
             bus,
             sockets,
             ioapic,
+            endpoints,
             fixed,
             _worker: worker,
         })
@@ -268,6 +279,18 @@ impl Board {
     pub fn port_write(&self, port: u16, data: &[u8]) {
         let _ =
             self.bus.port_write(port, data) || self.fixed.iter().any(|d| d.port_write(port, data));
+    }
+
+    /// What each test endpoint has counted.
+    pub fn endpoint_counts(&self) -> Vec<EndpointCounts> {
+        self.endpoints.iter().map(|e| e.counts()).collect()
+    }
+
+    /// The IOMMUs, in the order of [`Config::iommus`], for a look at their state.
+    pub fn with_iommus(&self, mut look: impl FnMut(&Arc<Iommu>)) {
+        for socket in &self.sockets {
+            socket.with(&mut look);
+        }
     }
 
     /// A local APIC ended the level-triggered interrupt of `vector`.

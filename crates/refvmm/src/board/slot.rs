@@ -122,6 +122,7 @@ impl Drop for Line {
 }
 
 /// A PCI function's place.
+#[derive(Clone)]
 pub struct Slot {
     pub(super) segment: Segment,
     pub(super) device_id: DeviceId,

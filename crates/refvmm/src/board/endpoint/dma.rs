@@ -1,29 +1,80 @@
 //! DMA: from an IOVA through the IOMMU to guest memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use amdvi_dma::Access;
+use amdvi_guest::endpoint::dma::{op, reason};
 use amdvi_regs::DeviceId;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileMemory};
 
+use crate::board::slot::Slot;
 use crate::board::socket::Handle;
+
+/// Why a transaction did not happen, or not completely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aborted {
+    /// The IOMMU aborted it.
+    Iommu,
+    /// It was translated to an address where there is no memory.
+    NoMemory,
+    /// Bus Master Enable is 0.
+    NoBusMaster,
+}
+
+impl Aborted {
+    /// The value of a channel's REASON register.
+    pub(super) fn reason(self) -> u32 {
+        match self {
+            Self::Iommu => reason::IOMMU,
+            Self::NoMemory => reason::NO_MEMORY,
+            Self::NoBusMaster => reason::NO_BUS_MASTER,
+        }
+    }
+}
+
+/// An atomic operation of 4 or 8 bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Atomic {
+    /// FETCH_ADD, SWAP or COMPARE_AND_SWAP.
+    pub(super) operation: u32,
+    pub(super) operand: u64,
+    pub(super) expected: u64,
+}
+
+impl Atomic {
+    /// What takes the place of `old`.
+    fn replace(self, old: u64) -> u64 {
+        match self.operation {
+            op::FETCH_ADD => old.wrapping_add(self.operand),
+            op::COMPARE_AND_SWAP if old != self.expected => old,
+            _ => self.operand,
+        }
+    }
+}
 
 /// One queue's way to memory.
 pub(super) struct Dma {
     handle: Arc<Handle>,
     memory: Arc<GuestMemoryMmap>,
     requester: AtomicU16,
+    bus_master: Arc<AtomicBool>,
 }
 
 impl Dma {
-    pub(super) fn new(handle: Arc<Handle>, memory: Arc<GuestMemoryMmap>) -> Self {
-        let requester = AtomicU16::new(handle.space().endpoint().device_id().0);
+    /// A way of its own for a queue of the function in `slot`, open while `bus_master`.
+    pub(super) fn new(slot: &Slot, bus_master: &Arc<AtomicBool>) -> Self {
         Self {
-            handle,
-            memory,
-            requester,
+            handle: slot.handle(),
+            memory: Arc::clone(slot.memory()),
+            requester: AtomicU16::new(slot.requester().0),
+            bus_master: Arc::clone(bus_master),
         }
+    }
+
+    /// The function's Bus Master Enable.
+    pub(super) fn bus_master(&self) -> bool {
+        self.bus_master.load(Ordering::Acquire)
     }
 
     /// The DeviceID that requests carry.
@@ -36,38 +87,96 @@ impl Dma {
         self.requester.store(id.0, Ordering::Release);
     }
 
-    /// Copies memory at `iova` to `buffer` or, for a write, the buffer to memory. `false` when the
-    /// IOMMU aborted the transfer or nothing is at the translated address; what came before that is
-    /// done, as on a real bus.
-    pub(super) fn transfer(&self, mut iova: u64, mut buffer: &mut [u8], access: Access) -> bool {
+    /// Carries out one transaction: hands its pieces to `each`, with the GPA, where in the
+    /// transaction they begin, and their length. `each` says whether there is memory.
+    fn transaction(
+        &self,
+        iova: u64,
+        len: usize,
+        access: Access,
+        mut each: impl FnMut(GuestAddress, usize, usize) -> bool,
+    ) -> Result<(), Aborted> {
+        if !self.bus_master() {
+            return Err(Aborted::NoBusMaster);
+        }
+        if len == 0 {
+            return Ok(());
+        }
         let mut space = self.handle.space();
         let endpoint = space.endpoint();
-        // Asked each time: a device that was restored has handed out a new handle.
+        // Asked each time: a device that was restored has handed out a new endpoint.
         if endpoint.device_id() != self.requester() {
             endpoint.set_device_id(self.requester());
         }
-        while !buffer.is_empty() {
-            let Ok(span) = endpoint.translate(iova, buffer.len() as u64, access) else {
-                return false;
-            };
-            let len = usize::try_from(span.len)
-                .unwrap_or(usize::MAX)
-                .min(buffer.len());
-            if len == 0 {
-                return false;
-            }
-            let (now, rest) = buffer.split_at_mut(len);
-            let at = GuestAddress(span.gpa);
-            let done = match access {
-                Access::Read => self.memory.read_slice(now, at),
-                Access::Write | Access::Atomic => self.memory.write_slice(now, at),
-            };
-            if done.is_err() {
-                return false;
-            }
-            iova = iova.wrapping_add(len as u64);
-            buffer = rest;
+        let (mut at, mut memory) = (0, true);
+        endpoint
+            .access(iova, len as u64, access, |piece| {
+                // No piece is longer than the transaction, which a buffer holds.
+                let len = piece.len as usize;
+                memory = memory && each(GuestAddress(piece.gpa), at, len);
+                at += len;
+            })
+            .map_err(|_| Aborted::Iommu)?;
+        if memory {
+            Ok(())
+        } else {
+            Err(Aborted::NoMemory)
         }
-        true
+    }
+
+    /// Reads memory at `iova`. What came before an abort has happened, as on a real bus.
+    pub(super) fn read(&self, iova: u64, buffer: &mut [u8]) -> Result<(), Aborted> {
+        self.transaction(iova, buffer.len(), Access::Read, |gpa, at, len| {
+            self.memory
+                .read_slice(&mut buffer[at..at + len], gpa)
+                .is_ok()
+        })
+    }
+
+    /// Writes memory at `iova`. What came before an abort has happened, as on a real bus.
+    pub(super) fn write(&self, iova: u64, data: &[u8]) -> Result<(), Aborted> {
+        self.transaction(iova, data.len(), Access::Write, |gpa, at, len| {
+            self.memory.write_slice(&data[at..at + len], gpa).is_ok()
+        })
+    }
+
+    /// Carries out an atomic operation on the `len` bytes, 4 or 8, at `iova`, a multiple of it.
+    /// Returns what it found there.
+    pub(super) fn atomic(&self, iova: u64, len: usize, atomic: Atomic) -> Result<u64, Aborted> {
+        let mut found = 0;
+        self.transaction(iova, len, Access::Atomic, |gpa, _, len| {
+            match self.exchange(gpa, len, atomic) {
+                Some(old) => {
+                    found = old;
+                    true
+                }
+                None => false,
+            }
+        })?;
+        Ok(found)
+    }
+
+    fn exchange(&self, gpa: GuestAddress, len: usize, atomic: Atomic) -> Option<u64> {
+        let slice = GuestMemoryBackend::get_slice(&*self.memory, gpa, len).ok()?;
+        let order = Ordering::SeqCst;
+        // Guest memory is little-endian.
+        if len == 8 {
+            let word = slice.get_atomic_ref::<AtomicU64>(0).ok()?;
+            let new = |old| Some(atomic.replace(u64::from_le(old)).to_le());
+            word.fetch_update(order, order, new).ok().map(u64::from_le)
+        } else {
+            let word = slice.get_atomic_ref::<AtomicU32>(0).ok()?;
+            let atomic = Atomic {
+                expected: atomic.expected & 0xffff_ffff,
+                ..atomic
+            };
+            let new = |old| {
+                let old = u64::from(u32::from_le(old));
+                // The lower half is the number.
+                Some((atomic.replace(old) as u32).to_le())
+            };
+            let old = word.fetch_update(order, order, new).ok()?;
+            Some(u32::from_le(old).into())
+        }
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use amdvi_dma::Access;
 use amdvi_guest::endpoint::storm_offset;
 
 use super::dma::Dma;
@@ -63,7 +62,7 @@ impl DmaStorm {
                 for _ in 0..BURST {
                     n += 1;
                     let at = iova.wrapping_add(storm_offset(n, bytes / 4096));
-                    let done = dma.transfer(at, &mut n.to_le_bytes(), Access::Write);
+                    let done = dma.write(at, &n.to_le_bytes()).is_ok();
                     // Aborted first: who sees the write as ended sees its outcome too.
                     if !done {
                         counters.aborted.fetch_add(1, Ordering::AcqRel);

@@ -1,4 +1,4 @@
-//! Sending interrupt messages, one at a time or as a stream.
+//! Sending interrupt messages, one at a time or as a stream, and counting them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,23 +6,44 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use amdvi_device::Signal;
-use amdvi_dma::Access;
 use amdvi_guest::endpoint::outcome;
 use amdvi_regs::msi::{Msi, is_msi_address};
 
-use super::{MASKED, Request, dma::Dma, stream::Stream};
+use super::{Request, dma::Dma, stream::Stream};
+use crate::board::slot::Slot;
 use crate::board::socket::Handle;
 
-/// The endpoint's counters.
+/// The messages of one vector.
 #[derive(Default)]
+struct VectorCount {
+    sent: AtomicU32,
+    delivered: AtomicU32,
+}
+
+/// The endpoint's counters.
 pub(super) struct Stats {
     outcome: AtomicU32,
     delivered: AtomicU64,
     blocked: AtomicU64,
+    sent: AtomicU64,
+    held_back: AtomicU64,
     nanos: AtomicU64,
+    vectors: Box<[VectorCount]>,
 }
 
 impl Stats {
+    fn new(vectors: usize) -> Self {
+        Self {
+            outcome: AtomicU32::new(outcome::NONE),
+            delivered: AtomicU64::new(0),
+            blocked: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            held_back: AtomicU64::new(0),
+            nanos: AtomicU64::new(0),
+            vectors: (0..vectors).map(|_| VectorCount::default()).collect(),
+        }
+    }
+
     pub(super) fn outcome(&self) -> u32 {
         self.outcome.load(Ordering::Acquire)
     }
@@ -35,25 +56,74 @@ impl Stats {
         self.blocked.load(Ordering::Acquire)
     }
 
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Acquire)
+    }
+
+    pub(super) fn held_back(&self) -> u64 {
+        self.held_back.load(Ordering::Acquire)
+    }
+
     pub(super) fn nanos(&self) -> u64 {
         self.nanos.load(Ordering::Acquire)
     }
 
+    /// Messages of a vector that went to the IOMMU, and those that left it as interrupts; 0 for a
+    /// vector that does not exist.
+    pub(super) fn vector(&self, vector: u64) -> (u32, u32) {
+        usize::try_from(vector)
+            .ok()
+            .and_then(|vector| self.vectors.get(vector))
+            .map_or((0, 0), |count| {
+                let load = |counter: &AtomicU32| counter.load(Ordering::Acquire);
+                (load(&count.sent), load(&count.delivered))
+            })
+    }
+
+    /// Vectors that were delivered at least once.
+    pub(super) fn vectors_delivered(&self) -> usize {
+        (0..self.vectors.len() as u64)
+            .filter(|&vector| self.vector(vector).1 > 0)
+            .count()
+    }
+
     pub(super) fn reset(&self) {
-        for counter in [&self.delivered, &self.blocked, &self.nanos] {
+        for counter in [
+            &self.delivered,
+            &self.blocked,
+            &self.sent,
+            &self.held_back,
+            &self.nanos,
+        ] {
             counter.store(0, Ordering::Release);
+        }
+        for vector in &self.vectors {
+            vector.sent.store(0, Ordering::Release);
+            vector.delivered.store(0, Ordering::Release);
         }
     }
 
-    fn note(&self, outcome: u32, took: Duration) {
+    fn note(&self, vector: Option<u16>, outcome: u32, took: Duration) {
         match outcome {
             outcome::DELIVERED => self.delivered.fetch_add(1, Ordering::AcqRel),
             outcome::BLOCKED => self.blocked.fetch_add(1, Ordering::AcqRel),
             _ => 0,
         };
+        self.sent.fetch_add(1, Ordering::AcqRel);
+        if let Some(count) = vector.and_then(|vector| self.vectors.get(usize::from(vector))) {
+            if outcome == outcome::DELIVERED {
+                count.delivered.fetch_add(1, Ordering::AcqRel);
+            }
+            count.sent.fetch_add(1, Ordering::AcqRel);
+        }
         self.nanos
             .fetch_add(took.as_nanos() as u64, Ordering::AcqRel);
         self.outcome.store(outcome, Ordering::Release);
+    }
+
+    fn hold_back(&self) {
+        self.held_back.fetch_add(1, Ordering::AcqRel);
+        self.outcome.store(outcome::MASKED, Ordering::Release);
     }
 }
 
@@ -65,18 +135,19 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(handle: Arc<Handle>, dma: Dma) -> Self {
+    /// A sender of the function in `slot`, which counts this many vectors.
+    pub(super) fn new(slot: &Slot, dma: Dma, vectors: usize) -> Self {
         Self {
-            handle,
+            handle: slot.handle(),
             dma,
-            stats: Arc::default(),
+            stats: Arc::new(Stats::new(vectors)),
         }
     }
 
     /// A sender with its own way through the IOMMU and the same counters.
-    pub(super) fn for_another_thread(&self, handle: Arc<Handle>, dma: Dma) -> Self {
+    pub(super) fn for_another_thread(&self, slot: &Slot, dma: Dma) -> Self {
         Self {
-            handle,
+            handle: slot.handle(),
             dma,
             stats: Arc::clone(&self.stats),
         }
@@ -90,19 +161,30 @@ impl Sender {
         &self.dma
     }
 
-    /// Sends what the MSI-X table answered.
-    pub(super) fn request(&self, request: Request) {
+    /// Sends what the MSI-X table or the MSI capability answered for `vector`. Returns whether a
+    /// message was sent.
+    pub(super) fn request(&self, vector: u32, request: Request) -> bool {
         match request {
             Request::Send(msi) => {
-                self.send(msi);
+                // It has a message, so it is one of 2048.
+                self.send(Some(vector as u16), msi);
+                true
             }
-            Request::Masked => self.stats.outcome.store(MASKED, Ordering::Release),
+            Request::Masked => {
+                self.stats.hold_back();
+                false
+            }
         }
     }
 
-    /// Sends a message and returns the outcome. A message whose address is not in the interrupt
-    /// window is what it is on the bus: a memory write of four bytes.
-    pub(super) fn send(&self, msi: Msi) -> u32 {
+    /// Sends a message, that of a vector or one that software made up, and returns the outcome. A
+    /// message whose address is not in the interrupt window is what it is on the bus: a memory write
+    /// of four bytes.
+    pub(super) fn send(&self, vector: Option<u16>, msi: Msi) -> u32 {
+        if !self.dma.bus_master() {
+            self.stats.hold_back();
+            return outcome::MASKED;
+        }
         let started = Instant::now();
         let outcome = if is_msi_address(msi.address) {
             match self.handle.signal(msi) {
@@ -110,29 +192,26 @@ impl Sender {
                 Signal::Posted => outcome::POSTED,
                 Signal::Blocked(_) => outcome::BLOCKED,
             }
-        } else if self
-            .dma
-            .transfer(msi.address, &mut msi.data.to_le_bytes(), Access::Write)
-        {
+        } else if self.dma.write(msi.address, &msi.data.to_le_bytes()).is_ok() {
             outcome::NONE
         } else {
             outcome::BLOCKED
         };
-        self.stats.note(outcome, started.elapsed());
+        self.stats.note(vector, outcome, started.elapsed());
         outcome
     }
 
     /// A DMA write. In the interrupt window it is an interrupt message, wherever it comes from.
-    pub(super) fn write(&self, iova: u64, data: &mut [u8]) -> bool {
-        match <[u8; 4]>::try_from(&*data) {
+    pub(super) fn write(&self, iova: u64, data: &[u8]) -> bool {
+        match <[u8; 4]>::try_from(data) {
             Ok(data) if is_msi_address(iova) => {
                 let msi = Msi {
                     address: iova,
                     data: u32::from_le_bytes(data),
                 };
-                self.send(msi) != outcome::BLOCKED
+                !matches!(self.send(None, msi), outcome::BLOCKED | outcome::MASKED)
             }
-            _ => self.dma.transfer(iova, data, Access::Write),
+            _ => self.dma.write(iova, data).is_ok(),
         }
     }
 }
@@ -161,7 +240,7 @@ impl Storm {
         self.sent.load(Ordering::Acquire)
     }
 
-    /// Starts to send the vectors of `range`, round robin; `request` asks the MSI-X table. An empty
+    /// Starts to send the vectors of `range`, round robin; `request` asks for the message. An empty
     /// range, and a stream that already runs, change nothing.
     pub(super) fn start(
         &self,
@@ -176,12 +255,10 @@ impl Storm {
         self.stream.start("endpoint-storm", || {
             sent.store(0, Ordering::Release);
             move || {
-                if let Some(vector) = vectors.next() {
-                    let request = request(vector);
-                    sender.request(request);
-                    if matches!(request, Request::Send(_)) {
-                        sent.fetch_add(1, Ordering::AcqRel);
-                    }
+                if let Some(vector) = vectors.next()
+                    && sender.request(vector, request(vector))
+                {
+                    sent.fetch_add(1, Ordering::AcqRel);
                 }
             }
         });

@@ -1,7 +1,9 @@
 //! PCI: type-0 functions behind CF8/CFC and ECAM.
 
 mod config;
+pub mod express;
 mod fixed;
+mod msi;
 mod msix;
 
 use std::ops::Range;
@@ -12,6 +14,7 @@ use amdvi_regs::{DeviceId, Segment};
 
 pub use config::{Bar, ConfigSpace};
 pub use fixed::{Fixed, IommuFunction};
+pub use msi::MsiCapability;
 pub use msix::{Msix, Place, Request};
 
 /// Bytes of one function's configuration space.

@@ -128,6 +128,14 @@ impl Msix {
 
     /// Takes the pending messages that are no longer masked, in order of their vectors.
     pub fn take_ready(&mut self) -> Vec<Msi> {
+        self.take_ready_vectors()
+            .into_iter()
+            .map(|(_, msi)| msi)
+            .collect()
+    }
+
+    /// As [`take_ready`](Self::take_ready), with the vectors.
+    pub fn take_ready_vectors(&mut self) -> Vec<(u16, Msi)> {
         let mut ready = Vec::new();
         if !self.enabled || self.function_masked {
             return ready;
@@ -140,7 +148,7 @@ impl Msix {
                 let vector = (word * 64) as u16 + bit as u16;
                 if !self.masked(vector) {
                     self.pending[word] &= !(1 << bit);
-                    ready.push(self.message(vector));
+                    ready.push((vector, self.message(vector)));
                 }
             }
         }

@@ -1,127 +1,18 @@
 //! The board as its CPUs see it, with an IOMMU that is not enabled: requests pass unchanged.
 
+mod endpoint;
+mod rig;
+
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-use amdvi_guest::endpoint::{ID_VALUE, Record, outcome, reg, vmm};
-use amdvi_irt::{Delivery, Trigger};
+use amdvi_guest::endpoint::Record;
+use amdvi_guest::endpoint::{ID_VALUE, outcome, reg, vmm};
+use amdvi_irt::Trigger;
 use amdvi_regs::mmio::offset;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
-use super::{Board, Config, Injector};
 use crate::layout;
-use crate::ram::Ram;
-
-/// CPUs that remember what they were sent, and the routes that the EOIs take.
-#[derive(Default)]
-struct Log {
-    sent: Mutex<Vec<Delivery>>,
-    routes: Mutex<Vec<(u8, bool)>>,
-}
-
-impl Log {
-    fn take(&self) -> Vec<Delivery> {
-        std::mem::take(&mut self.sent.lock().unwrap())
-    }
-
-    fn vectors(&self) -> Vec<u8> {
-        self.take().iter().map(|delivery| delivery.vector).collect()
-    }
-}
-
-impl Injector for Log {
-    fn inject(&self, delivery: &Delivery) {
-        self.sent.lock().unwrap().push(*delivery);
-    }
-
-    fn route_pin(&self, pin: u8, delivery: Option<&Delivery>) {
-        self.routes.lock().unwrap().push((pin, delivery.is_some()));
-    }
-}
-
-struct Machine {
-    board: Board,
-    memory: Arc<GuestMemoryMmap>,
-    log: Arc<Log>,
-}
-
-/// BARs of the test endpoint as the board places them.
-const ENDPOINT_BAR0: u64 = 0xc000_0000;
-const ENDPOINT_BAR2: u64 = 0xc001_0000;
-const ENDPOINT_BAR4: u64 = 0xc002_0000;
-
-/// Offset of the MSI-X capability's Message Control in the endpoint's ECAM page.
-const MSIX_CONTROL: u64 = layout::ECAM_BASE + (5 << 15) + 0x42;
-
-impl Machine {
-    fn new() -> Self {
-        let memory = Arc::new(Ram::default().map().unwrap());
-        let log = Arc::new(Log::default());
-        let config = Config::scenario("amd-iommu,numint2k=on".parse().unwrap());
-        let board = Board::new(&config, &memory, &[0, 1], Arc::clone(&log) as _).unwrap();
-        Self { board, memory, log }
-    }
-
-    fn read(&self, gpa: u64) -> u32 {
-        let mut data = [0; 4];
-        self.board.mmio_read(gpa, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    fn read64(&self, gpa: u64) -> u64 {
-        let mut data = [0; 8];
-        self.board.mmio_read(gpa, &mut data);
-        u64::from_le_bytes(data)
-    }
-
-    fn write(&self, gpa: u64, value: u32) {
-        self.board.mmio_write(gpa, &value.to_le_bytes());
-    }
-
-    fn endpoint(&self, register: u64) -> u32 {
-        self.read(ENDPOINT_BAR0 + register)
-    }
-
-    fn endpoint64(&self, register: u64) -> u64 {
-        self.read64(ENDPOINT_BAR0 + register)
-    }
-
-    fn tell(&self, register: u64, value: u32) {
-        self.write(ENDPOINT_BAR0 + register, value);
-    }
-
-    /// Programs and unmasks vector `n` of the table with data `data`.
-    fn program(&self, n: u64, data: u32) {
-        let at = ENDPOINT_BAR2 + 16 * n;
-        self.write(at, 0xfee0_0000);
-        self.write(at + 4, 0);
-        self.write(at + 8, data);
-        self.write(at + 12, 0);
-    }
-
-    fn msix(&self, control: u16) {
-        self.board.mmio_write(MSIX_CONTROL, &control.to_le_bytes());
-    }
-
-    /// Writes an IOAPIC register.
-    fn ioapic(&self, index: u32, value: u32) {
-        self.write(layout::IOAPIC_BASE, index);
-        self.write(layout::IOAPIC_BASE + 0x10, value);
-    }
-
-    fn iommu(&self, register: u64) -> u64 {
-        0xfeb8_0000 + register
-    }
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !holds() {
-        assert!(Instant::now() < end, "{what} never happened");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
+use rig::{ENDPOINT_BAR0, ENDPOINT_BAR2, ENDPOINT_BAR4, MSIX_CONTROL, Machine, eventually};
 
 #[test]
 fn the_endpoint_says_who_it_is() {

@@ -1,0 +1,289 @@
+//! The function itself: configuration space, interrupt logic, and what the queues share.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use amdvi_guest::endpoint::{BAR0_SIZE, BAR4_SIZE, DEVICE_ID, DMA_BUFFER_SIZE, VENDOR_ID, feature};
+use amdvi_regs::msi::Msi;
+
+use super::channels::Owner;
+use super::dma::Dma;
+use super::lock;
+use super::sender::Sender;
+use crate::board::config::EndpointConfig;
+use crate::board::pci::express::{self, Express};
+use crate::board::pci::{Bar, ConfigSpace, MsiCapability, Msix, Place, Request};
+use crate::board::slot::{Line, Slot};
+
+/// Bytes of an MSI-X table entry.
+const MSIX_ENTRY: u32 = 16;
+/// The least that a BAR with the table has: a page of its own.
+const PAGE: u32 = 0x1000;
+
+/// Registers of BAR 0 that hold what was written to them.
+pub(super) struct Registers {
+    pub(super) start: u32,
+    pub(super) count: u32,
+    pub(super) raw_address: u64,
+    pub(super) dma_iova: u64,
+    pub(super) dma_length: u32,
+    pub(super) dma_status: u32,
+    pub(super) storm_bytes: u32,
+    pub(super) vmm_status: u32,
+    pub(super) buffer: Box<[u8; DMA_BUFFER_SIZE as usize]>,
+}
+
+impl Default for Registers {
+    fn default() -> Self {
+        Self {
+            start: 0,
+            count: 0,
+            raw_address: 0,
+            dma_iova: 0,
+            dma_length: 0,
+            dma_status: 0,
+            storm_bytes: 0,
+            vmm_status: 0,
+            buffer: Box::new([0; DMA_BUFFER_SIZE as usize]),
+        }
+    }
+}
+
+/// What one lock guards.
+pub(super) struct State {
+    pub(super) config: ConfigSpace,
+    pub(super) msix: Msix,
+    pub(super) registers: Registers,
+    msix_control: u16,
+    express: Express,
+    msi: Option<MsiCapability>,
+    /// The interrupt condition of INTA#.
+    condition: bool,
+    /// INTA# is asserted.
+    asserted: bool,
+}
+
+impl State {
+    /// The function wants to send `vector`.
+    fn request(&mut self, vector: u32) -> Request {
+        if !self.config.bus_master() {
+            Request::Masked
+        } else if self.msix.enabled() {
+            self.msix.request(vector)
+        } else if let Some(msi) = self.msi {
+            msi.request(&mut self.config, vector)
+        } else {
+            Request::Masked
+        }
+    }
+
+    /// What is pending and no longer masked.
+    fn take_ready(&mut self) -> Vec<(u16, Msi)> {
+        if !self.config.bus_master() {
+            return Vec::new();
+        }
+        let mut ready = self.msix.take_ready_vectors();
+        if let Some(msi) = self.msi {
+            ready.extend(msi.take_ready(&mut self.config));
+        }
+        ready
+    }
+
+    fn messages_enabled(&self) -> bool {
+        self.msix.enabled() || self.msi.is_some_and(|msi| msi.enabled(&self.config))
+    }
+}
+
+/// The function, for every thread that works for it.
+pub(super) struct Core {
+    state: Mutex<State>,
+    slot: Slot,
+    sender: Sender,
+    line: Option<Line>,
+    bus_master: Arc<AtomicBool>,
+    options: EndpointConfig,
+}
+
+impl Core {
+    pub(super) fn new(slot: &Slot, options: &EndpointConfig) -> Self {
+        let mut config = ConfigSpace::new(VENDOR_ID, DEVICE_ID, [0xff, 0x00, 0x00]);
+        let table = (u32::from(options.vectors) * MSIX_ENTRY)
+            .next_power_of_two()
+            .max(PAGE);
+        for (index, size) in [(0, BAR0_SIZE), (2, table), (4, BAR4_SIZE)] {
+            let address = slot.place_bar(size.into());
+            if options.bar64 {
+                config.add_bar_64(index, size.into(), address);
+            } else {
+                // The window lies below 4 GiB.
+                config.add_bar(Bar { index, size }, address as u32);
+            }
+        }
+        let line = options.intx.then(|| slot.intx(0));
+        if let Some(line) = &line {
+            config.set_interrupt_pin(1, line.pin());
+        }
+        let msix = Msix::new(options.vectors);
+        let at = |bar| Place { bar, offset: 0 };
+        let msix_control = msix.add_capability(&mut config, at(2), at(4));
+        let msi = options.msi.then(|| MsiCapability::add(&mut config));
+        let express = Express::add(&mut config, options.pasid);
+        if options.pasid {
+            express::add_pasid(&mut config);
+        }
+        if options.ats {
+            express::add_ats(&mut config);
+        }
+        if options.pri {
+            express::add_pri(&mut config);
+        }
+        config.enable_memory();
+        let bus_master = Arc::default();
+        let sender = Sender::new(
+            slot,
+            Dma::new(slot, &bus_master),
+            usize::from(options.vectors.max(amdvi_guest::endpoint::MSI_VECTORS)),
+        );
+        Self {
+            state: Mutex::new(State {
+                config,
+                msix,
+                registers: Registers::default(),
+                msix_control,
+                express,
+                msi,
+                condition: false,
+                asserted: false,
+            }),
+            slot: slot.clone(),
+            sender,
+            line,
+            bus_master,
+            options: options.clone(),
+        }
+    }
+
+    /// The FEATURES register.
+    pub(super) fn features(&self) -> u32 {
+        let EndpointConfig {
+            msi,
+            intx,
+            pasid,
+            ats,
+            pri,
+            ..
+        } = self.options;
+        [
+            (msi, feature::MSI),
+            (intx, feature::INTX),
+            (pasid, feature::PASID),
+            (ats, feature::ATS),
+            (pri, feature::PRI),
+        ]
+        .into_iter()
+        .filter(|(on, _)| *on)
+        .fold(0, |bits, (_, bit)| bits | bit)
+    }
+
+    pub(super) fn options(&self) -> &EndpointConfig {
+        &self.options
+    }
+
+    pub(super) fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    pub(super) fn sender(&self) -> &Sender {
+        &self.sender
+    }
+
+    /// A sender for another thread, with the same counters.
+    pub(super) fn another_sender(&self) -> Sender {
+        self.sender.for_another_thread(&self.slot, self.dma())
+    }
+
+    pub(super) fn with<T>(&self, use_it: impl FnOnce(&mut State) -> T) -> T {
+        use_it(&mut lock(&self.state))
+    }
+
+    /// What is to be sent for `vector` now.
+    pub(super) fn request(&self, vector: u32) -> Request {
+        self.with(|state| state.request(vector))
+    }
+
+    /// Sends one vector, as FIRE does.
+    pub(super) fn fire(&self, vector: u32) {
+        self.sender.request(vector, self.request(vector));
+    }
+
+    /// Sends what is pending and no longer masked.
+    pub(super) fn flush(&self) {
+        for (vector, msi) in self.with(State::take_ready) {
+            self.sender.send(Some(vector), msi);
+        }
+    }
+
+    /// The INTX register.
+    pub(super) fn intx(&self) -> u32 {
+        self.with(|state| u32::from(state.condition) | u32::from(state.asserted) << 1)
+    }
+
+    /// Raises or clears the interrupt condition of INTA#.
+    pub(super) fn set_intx(&self, condition: bool) {
+        self.with(|state| {
+            state.condition = condition && self.line.is_some();
+            self.follow(state);
+        });
+    }
+
+    /// Lets everything follow what stands in configuration space.
+    fn follow(&self, state: &mut State) {
+        let control = state.config.word(state.msix_control);
+        state.msix.set_control(control);
+        self.bus_master
+            .store(state.config.bus_master(), Ordering::Release);
+        let enabled = state.config.set_interrupt_status(state.condition);
+        state.asserted = enabled && !state.messages_enabled();
+        // Under the state's lock, so that the line follows the last change.
+        if let Some(line) = &self.line {
+            line.set(state.asserted);
+        }
+    }
+
+    /// Writes configuration space; `true` when that asks for a Function Level Reset.
+    pub(super) fn config_write(&self, offset: u16, data: &[u8]) -> bool {
+        let reset = self.with(|state| {
+            state.config.write(offset, data);
+            self.follow(state);
+            state.express.is_reset(offset, data)
+        });
+        self.flush();
+        reset
+    }
+
+    /// Resets the function. Its queues must have been stopped.
+    pub(super) fn reset(&self) {
+        self.with(|state| {
+            state.config.reset();
+            state.msix = Msix::new(self.options.vectors);
+            state.registers = Registers::default();
+            state.condition = false;
+            self.follow(state);
+        });
+        self.sender.dma().set_requester(self.slot.requester());
+    }
+}
+
+impl Owner for Core {
+    fn dma(&self) -> Dma {
+        Dma::new(&self.slot, &self.bus_master)
+    }
+
+    fn interrupt(&self, vector: u32) {
+        if self.with(|state| state.messages_enabled()) {
+            self.fire(vector);
+        } else {
+            self.set_intx(true);
+        }
+    }
+}
