@@ -14,6 +14,12 @@ pub enum Barrier {
     /// invalidating side.
     #[cfg(all(feature = "membarrier", target_os = "linux", not(loom)))]
     Membarrier,
+    /// [`Membarrier`](Self::Membarrier) as a model: see [`modelled`].
+    #[cfg(loom)]
+    Modelled,
+    /// The same without the barrier that the kernel adds, to show that the model misses it.
+    #[cfg(loom)]
+    Forgotten,
 }
 
 impl Barrier {
@@ -36,6 +42,18 @@ impl Barrier {
             Self::Portable => fence(Ordering::SeqCst),
             #[cfg(all(feature = "membarrier", target_os = "linux", not(loom)))]
             Self::Membarrier => core::sync::atomic::compiler_fence(Ordering::SeqCst),
+            #[cfg(loom)]
+            Self::Modelled => modelled::point(),
+            #[cfg(loom)]
+            Self::Forgotten => {}
+        }
+    }
+
+    /// A place on the fast side where the kernel may interrupt it.
+    #[cfg(loom)]
+    pub(crate) fn interruptible(self) {
+        if self == Self::Modelled {
+            modelled::point();
         }
     }
 
@@ -45,6 +63,10 @@ impl Barrier {
             Self::Portable => fence(Ordering::SeqCst),
             #[cfg(all(feature = "membarrier", target_os = "linux", not(loom)))]
             Self::Membarrier => membarrier::private_expedited(),
+            #[cfg(loom)]
+            Self::Modelled => modelled::private_expedited(),
+            #[cfg(loom)]
+            Self::Forgotten => fence(Ordering::SeqCst),
         }
     }
 }
@@ -84,5 +106,43 @@ mod membarrier {
             "membarrier(2) stopped working after it had been registered; check the process's \
              seccomp filter, or build amdvi-core without the `membarrier` feature"
         );
+    }
+}
+
+/// `membarrier(2)` for loom, with one thread on the fast side.
+///
+/// What the kernel promises: during the system call every other thread of the process passes a full
+/// barrier at some place in its program, wherever it is. Here the places are those between any two
+/// accesses of the protocol, and the thread passes the barrier at the first where it notices the
+/// request, or has ended.
+#[cfg(loom)]
+pub mod modelled {
+    use crate::sync::{AtomicU64, Ordering, fence, spin};
+
+    loom::lazy_static! {
+        static ref REQUESTED: AtomicU64 = AtomicU64::new(0);
+        static ref PASSED: AtomicU64 = AtomicU64::new(0);
+    }
+
+    pub(super) fn point() {
+        let requested = REQUESTED.load(Ordering::Relaxed);
+        if requested != PASSED.load(Ordering::Relaxed) {
+            fence(Ordering::SeqCst);
+            PASSED.store(requested, Ordering::Release);
+        }
+    }
+
+    pub(super) fn private_expedited() {
+        fence(Ordering::SeqCst);
+        let number = REQUESTED.fetch_add(1, Ordering::Release) + 1;
+        while PASSED.load(Ordering::Acquire) < number {
+            spin();
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// The thread on the fast side is done.
+    pub fn thread_ends() {
+        PASSED.store(u64::MAX, Ordering::Release);
     }
 }

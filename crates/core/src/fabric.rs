@@ -159,6 +159,8 @@ impl Requester {
         // Before the barrier, or the pointers would be loaded twice.
         let (fabric, slot) = (&*self.fabric, &*self.slot);
         let epoch = fabric.epoch.load(Ordering::Acquire);
+        #[cfg(loom)]
+        self.barrier.interruptible();
         slot.in_flight.store(epoch, Ordering::Relaxed);
         self.barrier.light();
         InFlight {
@@ -233,6 +235,8 @@ impl<'a> InFlight<'a> {
 impl Drop for InFlight<'_> {
     #[inline(always)]
     fn drop(&mut self) {
+        #[cfg(loom)]
+        self.fabric.barrier.interruptible();
         self.slot.in_flight.store(0, Ordering::Release);
     }
 }

@@ -44,6 +44,8 @@ pub mod test_utils;
 mod view;
 
 pub use barrier::Barrier;
+#[cfg(loom)]
+pub use barrier::modelled;
 pub use fabric::{Fabric, InFlight, Requester, Slot};
 pub use journal::{Invalidation, Journal};
 pub use view::View;
