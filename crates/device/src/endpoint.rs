@@ -71,7 +71,7 @@ impl Iommu {
                 self.fabric.clone(),
                 self.iotlb.clone(),
                 device_id,
-                Mapper::DEFAULT_ENTRIES,
+                self.dma_cache_entries,
                 VIRTUAL_ADDRESS_BITS,
             ),
         };

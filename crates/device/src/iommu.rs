@@ -25,6 +25,8 @@ use crate::state::{Offer, Registers};
 pub struct Iommu {
     pub(crate) fabric: Arc<Fabric>,
     pub(crate) iotlb: Arc<Iotlb>,
+    /// Size of each endpoint's cache of translations.
+    pub(crate) dma_cache_entries: usize,
     pub(crate) memory: Arc<dyn PhysMemory>,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) offer: Offer,
@@ -87,7 +89,8 @@ impl Iommu {
         let view = View::new(offer.efr, offer.efr2);
         Arc::new(Self {
             fabric: Arc::new(Fabric::new(view, Barrier::best())),
-            iotlb: Arc::new(Iotlb::default()),
+            iotlb: Arc::new(Iotlb::new(options.iotlb_entries())),
+            dma_cache_entries: options.dma_cache_entries(),
             memory,
             host,
             offer,

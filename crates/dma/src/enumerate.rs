@@ -99,6 +99,14 @@ impl AddressSpace {
         translated.then(|| q1.domain_id())
     }
 
+    /// Whether an invalidation of a range of the [`domain`](Self::domain) may concern any address of
+    /// the space, because the guest's tables stand between the two: a range of the host's table is
+    /// one of guest physical addresses then.
+    pub fn is_nested(&self) -> bool {
+        self.dte
+            .is_some_and(|DmaEntry { q0, .. }| self.context.uses_guest_tables(q0) && q0.giov())
+    }
+
     /// What may be accessed in `range`, in ascending order, one item for each page or range without
     /// a page table; [`Mappings::merged`] joins neighbours.
     ///

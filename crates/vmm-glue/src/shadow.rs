@@ -382,7 +382,7 @@ impl<T: MapTarget + 'static> Observer for Shadow<T> {
 
     fn invalidated(&self, ranges: &Invalidated) {
         let mut inner = self.lock();
-        let Some(domain) = inner.space.and_then(|space| space.domain()) else {
+        let Some((space, domain)) = inner.space.and_then(|s| Some((s, s.domain()?))) else {
             return;
         };
         let Some(iommu) = self.iommu.upgrade() else {
@@ -391,6 +391,11 @@ impl<T: MapTarget + 'static> Observer for Shadow<T> {
         let mut loads = self.limits.loads;
         match ranges {
             Invalidated::All => self.refresh(&mut inner, &iommu, 0, u64::MAX, &mut loads),
+            Invalidated::Ranges(list) if space.is_nested() => {
+                if list.iter().any(|(d, _)| *d == domain) {
+                    self.refresh(&mut inner, &iommu, 0, u64::MAX, &mut loads);
+                }
+            }
             Invalidated::Ranges(list) => {
                 for (_, range) in list.iter().filter(|(d, _)| *d == domain) {
                     let (first, last) = (range.first(), range.last());

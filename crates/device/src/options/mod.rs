@@ -64,6 +64,8 @@ pub struct Options {
     snpsup: bool,
     /// Banks and counters per bank.
     counters: (u8, u8),
+    iotlb_entries: u32,
+    dma_cache_entries: u32,
     mmio_base: u64,
     device_id: DeviceId,
     segment: Segment,
@@ -109,6 +111,8 @@ impl Options {
             prefsup: false,
             snpsup: false,
             counters: (0, 0),
+            iotlb_entries: 0,
+            dma_cache_entries: 0,
             mmio_base: 0,
             device_id: DeviceId(0),
             segment: Segment(0),
@@ -318,6 +322,18 @@ impl Options {
         } else {
             offset::REGION_SIZE_WITH_COUNTERS
         }
+    }
+
+    /// How many pages, whatever their size, the IOTLB that all functions share holds: a power of two.
+    /// Its memory, about 40 bytes each, is taken with the device and never grows.
+    pub fn iotlb_entries(&self) -> usize {
+        self.iotlb_entries as usize
+    }
+
+    /// How many pages each [`Endpoint`](crate::Endpoint) keeps for itself: a power of two, 16 bytes
+    /// each. As many as a queue's working set makes nearly every access a hit of the fastest kind.
+    pub fn dma_cache_entries(&self) -> usize {
+        self.dma_cache_entries as usize
     }
 
     /// The capability's NpCache bit (48882 §3.1).

@@ -17,6 +17,8 @@ pub enum OptionKind {
     UpTo(u64),
     /// A number between two, inclusive.
     Between(u64, u64),
+    /// A power of two between two, inclusive.
+    PowerOfTwo(u64, u64),
     /// Performance counters: `off`, or banks and counters per bank as in `2x4`.
     Counters,
     /// A guest physical address.
@@ -31,7 +33,7 @@ impl OptionKind {
         match self {
             Self::Switch => "bool",
             Self::Word(_) => "word",
-            Self::OneOf(_) | Self::UpTo(_) | Self::Between(..) => "number",
+            Self::OneOf(_) | Self::UpTo(_) | Self::Between(..) | Self::PowerOfTwo(..) => "number",
             Self::Counters => "counters",
             Self::Address => "address",
             Self::Function => "function",
@@ -46,6 +48,7 @@ impl OptionKind {
             Self::Word(list) => either(list.iter().map(ToString::to_string)),
             Self::UpTo(max) => format!("0 to {max:#x}"),
             Self::Between(min, max) => format!("{min} to {max}"),
+            Self::PowerOfTwo(min, max) => format!("a power of two from {min} to {max}"),
             Self::Counters => format!(
                 "off, or banks x counters per bank, 1x1 to {MAX_BANKS}x{MAX_COUNTERS}, such as 2x4"
             ),
@@ -324,6 +327,24 @@ pub static OPTIONS: &[OptionSpec] = &[
         get: |options| Value::Counters(options.counters.0, options.counters.1),
     },
     OptionSpec {
+        name: "iotlb-entries",
+        kind: OptionKind::PowerOfTwo(64, 1 << 22),
+        default: "65536",
+        help: "pages that the IOTLB of all functions holds, whatever their size; about 40 bytes each, \
+               taken at once (65536: 2.5 MiB)",
+        set: |options, value| options.iotlb_entries = value.number() as u32,
+        get: |options| Value::Number(options.iotlb_entries.into()),
+    },
+    OptionSpec {
+        name: "dma-cache-entries",
+        kind: OptionKind::PowerOfTwo(16, 1 << 20),
+        default: "4096",
+        help: "pages that each handle of a function keeps for itself before it asks the IOTLB; 16 \
+               bytes each, taken with the handle (4096: 64 KiB)",
+        set: |options, value| options.dma_cache_entries = value.number() as u32,
+        get: |options| Value::Number(options.dma_cache_entries.into()),
+    },
+    OptionSpec {
         name: "mmio-base",
         kind: OptionKind::Address,
         default: "0xfeb80000",
@@ -358,7 +379,7 @@ pub fn help() -> String {
     let mut text = String::from("amd-iommu[,option=value…]\n");
     for option in OPTIONS {
         text.push_str(&format!(
-            "  {:<15} {:<9} {}\n{:28}accepts {}; default {}\n",
+            "  {:<17} {:<9} {}\n{:30}accepts {}; default {}\n",
             option.name,
             option.kind.name(),
             option.help,

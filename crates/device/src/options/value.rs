@@ -50,6 +50,16 @@ pub(super) fn parse_value(spec: &'static OptionSpec, text: &str) -> Result<Value
                 .then_some(Value::Number(n))
                 .ok_or_else(|| bad("it is out of range"))
         }
+        OptionKind::PowerOfTwo(min, max) => {
+            let n = number()?;
+            if !n.is_power_of_two() {
+                return Err(bad("it is not a power of two"));
+            }
+            (min..=max)
+                .contains(&n)
+                .then_some(Value::Number(n))
+                .ok_or_else(|| bad("it is out of range"))
+        }
         OptionKind::Counters if text == "off" => Ok(Value::Counters(0, 0)),
         OptionKind::Counters => parse_counters(text)
             .map(|(banks, counters)| Value::Counters(banks, counters))

@@ -74,6 +74,37 @@ fn every_option_changes_what_it_says() {
 }
 
 #[test]
+fn cache_sizes_are_powers_of_two_within_bounds_and_no_feature() {
+    let options = Options::default();
+    assert_eq!(options.iotlb_entries(), amdvi_dma::Iotlb::DEFAULT_ENTRIES);
+    assert_eq!(
+        options.dma_cache_entries(),
+        amdvi_dma::Mapper::DEFAULT_ENTRIES
+    );
+    let small: Options = "amd-iommu,iotlb-entries=64,dma-cache-entries=0x10"
+        .parse()
+        .unwrap();
+    assert_eq!((small.iotlb_entries(), small.dma_cache_entries()), (64, 16));
+    assert_eq!(small.efr(), options.efr());
+    for (text, why) in [
+        ("iotlb-entries=1000", "not a power of two"),
+        ("iotlb-entries=32", "out of range"),
+        ("iotlb-entries=8388608", "out of range"),
+        ("iotlb-entries=0", "not a power of two"),
+        ("dma-cache-entries=8", "out of range"),
+        ("dma-cache-entries=2097152", "out of range"),
+    ] {
+        let message = error(&format!("amd-iommu,{text}")).to_string();
+        assert!(message.contains(why), "{message}");
+        assert!(message.contains("a power of two from"), "{message}");
+    }
+    // A state of a device with other caches fits: they are not part of it.
+    let rig = crate::rig::Rig::enabled("amd-iommu,iotlb-entries=64");
+    let other = crate::rig::Rig::new("amd-iommu,dma-cache-entries=16");
+    other.iommu.restore(&rig.iommu.save()).unwrap();
+}
+
+#[test]
 fn an_unknown_option_is_named_with_its_nearest_and_all_others() {
     let OptionError::Unknown {
         name,
