@@ -1,0 +1,300 @@
+//! DMA of the test endpoint, through mappings that this program makes.
+
+use amdvi_lab_guest::data::{differs, fill};
+use amdvi_lab_guest::events::{PageFault, READ_NOT_PRESENT, WRITE_NOT_PRESENT};
+use amdvi_lab_guest::plan::{UnmapFault, VfioDma};
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::debugfs;
+use crate::context::{Context, Mark};
+use crate::endpoint::{Dma, Endpoint};
+use crate::memory::Memory;
+
+const PAGE: u64 = 4096;
+/// Bytes of most transfers.
+const SHORT: usize = 64;
+/// Bytes of a transfer across the border of two pages.
+const LONG: usize = 2048;
+/// What memory has where no DMA goes.
+const UNTOUCHED: u8 = 0xa5;
+
+pub(super) fn check(want: &VfioDma) -> Result<String> {
+    let endpoint = Endpoint::open(want.target)?;
+    let device = endpoint.device();
+    let memory = Memory::new(want.mib << 20)?;
+    let apertures = device.apertures()?;
+    let mut left_out = Vec::new();
+    let mut job = Job {
+        endpoint: &endpoint,
+        memory: &memory,
+        seed: 0,
+        transfers: 0,
+    };
+    let mut mappings = 0;
+    for &iova in &want.iovas {
+        for &size in &want.sizes {
+            if size > memory.len() {
+                left_out.push(format!("{size:#x}"));
+                continue;
+            }
+            for at in places(iova, size) {
+                ensure!(
+                    covered(&apertures, at, size),
+                    "{size:#x} bytes at IOVA {at:#x} are not in what the kernel can map: \
+                     {apertures:#x?}"
+                );
+                device.map(at, &memory, 0, size)?;
+                job.probe(at, 0, size)
+                    .with_context(|| format!("{size:#x} bytes mapped at IOVA {at:#x}"))?;
+                device.unmap(at, size)?;
+                mappings += 1;
+            }
+        }
+    }
+    let mode = job.side_by_side(&want.iovas)?;
+    if let Some(want) = want.mode {
+        let mode = mode.context("the kernel has no debugfs files to see the mode in")?;
+        ensure!(
+            mode == want,
+            "the device table entry has mode {mode}, not {want}"
+        );
+    }
+    left_out.sort_unstable();
+    left_out.dedup();
+    ensure!(
+        left_out.is_empty() || !want.require_sizes,
+        "there is no memory for mappings of {left_out:?}"
+    );
+    Ok(format!(
+        "{} of {:?}: {mappings} mappings, {} transfers, pages of {:#x} in memory, mode {mode:?}, \
+         left out {left_out:?}",
+        endpoint.function(),
+        device.backend(),
+        job.transfers,
+        memory.page(),
+    ))
+}
+
+/// Where to map: aligned to the size, so that the largest pages can be used, and one page off.
+fn places(iova: u64, size: u64) -> Vec<u64> {
+    let aligned = iova.next_multiple_of(size.next_power_of_two());
+    if size > PAGE {
+        vec![aligned, aligned + PAGE]
+    } else {
+        vec![aligned]
+    }
+}
+
+/// Whether a range is in one of the apertures.
+fn covered(apertures: &[(u64, u64)], iova: u64, size: u64) -> bool {
+    let last = iova + (size - 1);
+    apertures
+        .iter()
+        .any(|(first, end)| *first <= iova && last <= *end)
+}
+
+struct Job<'a> {
+    endpoint: &'a Endpoint,
+    memory: &'a Memory,
+    /// What the next transfer moves follows from it: no two are alike.
+    seed: u64,
+    transfers: u64,
+}
+
+impl Job<'_> {
+    /// Moves data at the ends of a mapping, in its middle and across borders of pages, both ways.
+    fn probe(&mut self, iova: u64, offset: u64, size: u64) -> Result<()> {
+        let mut places = vec![(0, SHORT), (size - SHORT as u64, SHORT), (PAGE / 2 + 1, 1)];
+        if size > PAGE {
+            places.push((PAGE - 1024, LONG));
+            places.push((size / 2 - 1024, LONG));
+        }
+        if size > 512 * PAGE {
+            places.push((512 * PAGE - 1024, LONG));
+        }
+        for (at, bytes) in places {
+            self.both_ways(iova + at, offset + at, bytes)
+                .with_context(|| format!("{bytes} bytes at IOVA {:#x}", iova + at))?;
+        }
+        Ok(())
+    }
+
+    /// The endpoint writes and the processor reads, and the other way.
+    fn both_ways(&mut self, iova: u64, offset: u64, bytes: usize) -> Result<()> {
+        let mut data = vec![0; bytes];
+        let mut seen = vec![0; bytes];
+        self.seed += 1;
+        fill(self.seed, offset, &mut data);
+        // What is beside the transfer stays as it is; at the memory's ends there is nothing.
+        let beside = [offset.checked_sub(1), Some(offset + bytes as u64)];
+        let beside: Vec<_> = beside
+            .into_iter()
+            .flatten()
+            .filter(|at| *at < self.memory.len())
+            .collect();
+        for &at in &beside {
+            self.memory.write(at, &[UNTOUCHED])?;
+        }
+        let ended = self.endpoint.dma_write(iova, &data)?;
+        ensure!(ended == Dma::Done, "the write {ended}");
+        self.memory.read(offset, &mut seen)?;
+        if let Some(at) = differs(self.seed, offset, &seen) {
+            bail!("memory has not what the endpoint wrote, from byte {at} on");
+        }
+        for at in beside {
+            let mut byte = [0];
+            self.memory.read(at, &mut byte)?;
+            ensure!(
+                byte == [UNTOUCHED],
+                "the endpoint wrote to offset {at:#x} too"
+            );
+        }
+        self.seed += 1;
+        fill(self.seed, offset, &mut data);
+        self.memory.write(offset, &data)?;
+        let ended = self.endpoint.dma_read(iova, &mut seen)?;
+        ensure!(ended == Dma::Done, "the read {ended}");
+        if let Some(at) = differs(self.seed, offset, &seen) {
+            bail!("the endpoint has not what memory had, from byte {at} on");
+        }
+        self.transfers += 2;
+        Ok(())
+    }
+
+    /// A page at each IOVA, all of them at a time: none is another. Returns the paging mode while
+    /// all are mapped, if the kernel shows it.
+    fn side_by_side(&mut self, iovas: &[u64]) -> Result<Option<u8>> {
+        let device = self.endpoint.device();
+        let pages: Vec<_> = (0..).step_by(PAGE as usize).zip(iovas).collect();
+        for (offset, iova) in &pages {
+            device.map(**iova, self.memory, *offset, PAGE)?;
+        }
+        let mut data = [0; SHORT];
+        for (offset, iova) in &pages {
+            fill(!0, *offset, &mut data);
+            let ended = self.endpoint.dma_write(**iova, &data)?;
+            ensure!(ended == Dma::Done, "the write to IOVA {iova:#x} {ended}");
+        }
+        for (offset, iova) in &pages {
+            let mut seen = [0; SHORT];
+            self.memory.read(*offset, &mut seen)?;
+            ensure!(
+                differs(!0, *offset, &seen).is_none(),
+                "what was written to IOVA {iova:#x} is elsewhere"
+            );
+            self.transfers += 1;
+        }
+        let mode = debugfs::dte_if_shown(self.endpoint.function())?.map(|entry| entry.mode());
+        for (_, iova) in &pages {
+            device.unmap(**iova, PAGE)?;
+        }
+        Ok(mode)
+    }
+}
+
+/// DMA works, is unmapped, faults in both directions, is mapped again and works again; and the
+/// kernel's log has those faults and no other.
+pub(super) fn check_fault(want: &UnmapFault, context: &Context) -> Result<String> {
+    let endpoint = Endpoint::open(want.target)?;
+    let device = endpoint.device();
+    let memory = Memory::new(PAGE)?;
+    let mut domains = Vec::new();
+    for &iova in &want.iovas {
+        let mut job = Job {
+            endpoint: &endpoint,
+            memory: &memory,
+            seed: iova,
+            transfers: 0,
+        };
+        device.map(iova, &memory, 0, PAGE)?;
+        job.both_ways(iova, 0, SHORT)?;
+        let domain = debugfs::dte_if_shown(endpoint.function())?.map(|entry| entry.domain());
+        device.unmap(iova, PAGE)?;
+        memory.write(0, &[UNTOUCHED; SHORT])?;
+        let mark = Mark::now()?;
+        let mut seen = [0; SHORT];
+        let ended = [
+            endpoint.dma_write(iova, &[0; SHORT])?,
+            endpoint.dma_read(iova, &mut seen)?,
+        ];
+        ensure!(
+            ended == [Dma::Aborted; 2],
+            "after the unmap of IOVA {iova:#x} a write {} and a read {}",
+            ended[0],
+            ended[1]
+        );
+        memory.read(0, &mut seen)?;
+        ensure!(
+            seen == [UNTOUCHED; SHORT],
+            "the write that was aborted changed memory"
+        );
+        let faults = faults(&mark, &endpoint, iova, context)?;
+        if let Some(domain) = domain {
+            ensure!(
+                faults == domain,
+                "the faults name domain {faults:#x}, the device table has {domain:#x}"
+            );
+        }
+        domains.push(faults);
+        device.map(iova, &memory, 0, PAGE)?;
+        job.both_ways(iova, 0, SHORT)?;
+        device.unmap(iova, PAGE)?;
+    }
+    ensure!(
+        domains.windows(2).all(|pair| pair[0] == pair[1]) && !domains.contains(&0),
+        "the faults name the domains {domains:x?}"
+    );
+    Ok(format!(
+        "{} writes and as many reads faulted at {:#x?} in domain {:#x}, each in the log once",
+        want.iovas.len(),
+        want.iovas,
+        domains.first().copied().unwrap_or_default()
+    ))
+}
+
+/// Waits for the lines about a write and a read at `iova`, and allows them. Returns their domain.
+fn faults(mark: &Mark, endpoint: &Endpoint, iova: u64, context: &Context) -> Result<u16> {
+    let parse = |line: &String| PageFault::parse(line).map(|fault| (line.clone(), fault));
+    let find = |lines: &[String]| -> Vec<_> { lines.iter().filter_map(parse).collect() };
+    let lines = mark.until(|lines| find(lines).len() >= 2)?;
+    let found = find(&lines);
+    let flags: Vec<_> = found.iter().map(|(_, fault)| fault.flags).collect();
+    let right = found.iter().all(|(_, fault)| {
+        fault.address == iova && fault.who == format!("vfio-pci {}", endpoint.function())
+    });
+    ensure!(
+        right && flags == [WRITE_NOT_PRESENT, READ_NOT_PRESENT],
+        "a write and a read at IOVA {iova:#x} make two faults of {} with flags \
+         {WRITE_NOT_PRESENT:#x} and {READ_NOT_PRESENT:#x}; the log has {lines:?}",
+        endpoint.function()
+    );
+    ensure!(
+        found[0].1.domain == found[1].1.domain,
+        "the two faults name different domains: {lines:?}"
+    );
+    let domain = found[0].1.domain;
+    let lines = found.into_iter().map(|(line, _)| line);
+    context.found().once.extend(lines);
+    Ok(domain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_are_aligned_to_their_size_and_once_more_off_it() {
+        assert_eq!(places(0x10_0000, PAGE), [0x10_0000]);
+        assert_eq!(places(0x10_0000, 0x20_0000), [0x20_0000, 0x20_1000]);
+        assert_eq!(places(1 << 56, 1 << 30), [1 << 56, (1 << 56) + PAGE]);
+    }
+
+    #[test]
+    fn a_range_that_reaches_into_a_hole_is_not_covered() {
+        let apertures = [(0, 0xfedf_ffff), (0xfef0_0000, u64::MAX)];
+        assert!(covered(&apertures, 0xfedf_f000, 0x1000));
+        assert!(!covered(&apertures, 0xfedf_f000, 0x2000));
+        assert!(covered(&apertures, u64::MAX - 0xfff, 0x1000));
+        assert!(!covered(&apertures, 0xfee0_0000, 0x1000));
+    }
+}
