@@ -13,8 +13,6 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::vfio::{Device, Shared};
 
 const BAR0: u32 = 0;
-/// The INTX register.
-const INTX: u64 = 0xb0;
 /// Patience with a transfer: it is done when the write of the command returns.
 const DMA: Duration = Duration::from_secs(5);
 
@@ -113,7 +111,7 @@ impl Endpoint {
 
     /// Raises or clears the interrupt condition of INTA#.
     pub(crate) fn set_intx(&self, raised: bool) -> Result<()> {
-        self.set(INTX, u32::from(raised))
+        self.set(reg::INTX, u32::from(raised))
     }
 
     /// Sends a message of the endpoint's own making; one of [`outcome`].
