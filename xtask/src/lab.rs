@@ -5,11 +5,15 @@
 //! and root is not needed.
 
 mod build;
+mod emulator;
 mod guest;
 mod host;
 mod host_checks;
 mod kernels;
+mod matrix;
+mod nested;
 mod packages;
+mod programs;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -33,6 +37,9 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The devices and the accelerator that the differential run uses.
 const NEEDED_DEVICES: [&str; 3] = ["amd-iommu", "edu", "iommu-testdev"];
 
+/// The step's name.
+const SCENARIOS: &str = "scenarios, KVM that runs Linux";
+
 /// Arguments of `cargo xtask lab`.
 #[derive(clap::Subcommand)]
 pub(crate) enum Args {
@@ -45,6 +52,8 @@ pub(crate) enum Args {
         /// Only tests whose names contain this
         filter: Option<String>,
     },
+    /// Run the bare-metal scenarios on a KVM that can run Linux, an emulated one if need be
+    Scenarios,
     /// Compare our device with QEMU's amd-iommu on random cases
     #[command(disable_help_flag = true)]
     Diff {
@@ -87,6 +96,11 @@ pub(crate) fn lab(args: &Args) -> Result<ExitCode> {
             }
             Ok(ExitCode::from(u8::from(!steps.summary())))
         }
+        Args::Scenarios => {
+            let mut steps = Steps::default();
+            steps.run(SCENARIOS, matrix::scenarios_step);
+            Ok(ExitCode::from(u8::from(!steps.summary())))
+        }
         Args::Diff { rest } => {
             let status = diff(&qemu()?, rest)
                 .status()
@@ -110,6 +124,11 @@ pub(crate) fn diff_step() -> Result<Outcome> {
     } else {
         Outcome::Failed(format!("`{}` failed, see above", describe(&command)))
     })
+}
+
+/// The step that runs the scenarios where KVM is real.
+pub(crate) fn scenarios_step(steps: &mut Steps) {
+    steps.run(SCENARIOS, matrix::scenarios_step);
 }
 
 /// The steps that run amdvi-hostcap on real kernels, the quick one first.

@@ -27,6 +27,7 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
     let mut steps = Steps::default();
     if args.lab {
         steps.run("differential, QEMU", lab::diff_step);
+        lab::scenarios_step(&mut steps);
         lab::host_steps(&mut steps);
     } else {
         tests(&mut steps)?;

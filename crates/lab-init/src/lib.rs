@@ -65,6 +65,23 @@ pub struct Command {
     pub argv: Vec<String>,
     /// Run it without privileges, as this user and group.
     pub user: Option<u32>,
+    /// Where its output goes.
+    #[serde(default)]
+    pub output: Output,
+}
+
+/// Where the output of a program goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// Into the report.
+    #[default]
+    Report,
+    /// To the console, line by line as it comes. Of standard output, the last line that is a JSON
+    /// object goes into the report; of standard error, its end. The kernel prints nothing to the
+    /// console from then on.
+    Console,
+    /// The console is the program's terminal.
+    Terminal,
 }
 
 /// What came of the plan.

@@ -2,6 +2,7 @@
 //! report and powers off; whatever goes wrong is part of the report.
 
 mod container;
+mod output;
 
 use std::fs;
 use std::io::{self, Write};
@@ -78,17 +79,10 @@ fn run(plan: &Plan, report: &mut Report) {
         if let Some(user) = command.user {
             program.uid(user).gid(user);
         }
-        let ran = match program.output() {
-            Ok(output) => Ran {
-                code: output.status.code(),
-                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            },
-            Err(error) => Ran {
-                stderr: format!("cannot start: {error}"),
-                ..Ran::default()
-            },
-        };
+        let ran = output::run(&mut program, command.output).unwrap_or_else(|error| Ran {
+            stderr: format!("cannot start: {error}"),
+            ..Ran::default()
+        });
         report.commands.insert(command.name.clone(), ran);
     }
     if plan.container {

@@ -1,17 +1,18 @@
 //! `amdvi-hostcap` on real kernels: the program runs inside guests with QEMU's IOMMUs, and what
 //! it prints is checked here.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use amdvi_lab_init::{Command, PciId, Plan, Report};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::guest::{Guest, physical};
 use super::host_checks::{Check, Seen};
 use super::kernels::{self, Debian, Kernel};
+use super::programs::Programs;
 use super::{build, cache, host_checks, qemu};
-use crate::step::{Outcome, cargo, describe, succeeded, target_dir};
+use crate::step::Outcome;
 
 /// QEMU's IOMMUs, each with the device that is passed through.
 const AMD: [&str; 2] = ["amd-iommu,intremap=on,xtsup=on,dma-remap=on", EDU];
@@ -31,7 +32,6 @@ const EFR2: u64 = 0x1a0;
 const NOBODY: u32 = 65534;
 /// Where the program is in a guest.
 const TOOL: &str = "/bin/amdvi-hostcap";
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What Debian's kernels have as modules.
 const MODULES: [(&str, &str); 3] = [
@@ -196,7 +196,7 @@ pub(super) fn step(set: Set, filter: Option<&str>) -> Result<Outcome> {
         for (name, check) in checks {
             let said = match &seen {
                 Ok((seen, log)) => {
-                    check(seen).with_context(|| format!("console in {}", log.display()))
+                    check(seen).with_context(|| format!("console in {}.*.log", log.display()))
                 }
                 Err(_) => Err(anyhow::anyhow!("the guest did not report, see above")),
             };
@@ -247,6 +247,7 @@ fn plan() -> Plan {
             .map(str::to_owned)
             .collect(),
         user: None,
+        output: amdvi_lab_init::Output::Report,
     };
     let unprivileged = |name: &str, args: &[&str]| Command {
         user: Some(NOBODY),
@@ -332,51 +333,6 @@ fn plan() -> Plan {
         .map(str::to_owned)
         .to_vec(),
     }
-}
-
-/// The programs that run inside guests: static, because there is nothing else in there.
-struct Programs {
-    init: PathBuf,
-    tool: PathBuf,
-}
-
-impl Programs {
-    fn build() -> Result<Self> {
-        println!("building the guests' programs");
-        let mut build = cargo();
-        build
-            .args(["build", "--quiet", "--release", "--target", TARGET])
-            .args(["-p", "amdvi-hostcap", "--bin", "amdvi-hostcap"])
-            .args(["-p", "amdvi-lab-init", "--bin", "amdvi-lab-init"])
-            // By this name alone: cargo does not count `package/feature` as what a program needs.
-            .args(["--features", "cli"])
-            .env("RUSTFLAGS", "-C target-feature=+crt-static");
-        if !succeeded(&mut build)? {
-            bail!("`{}` failed, see above", describe(&build));
-        }
-        let folder = target_dir().join(TARGET).join("release");
-        let program = |name: &str| -> Result<PathBuf> {
-            let path = folder.join(name);
-            check_static(&path)?;
-            Ok(path)
-        };
-        Ok(Self {
-            init: program("amdvi-lab-init")?,
-            tool: program("amdvi-hostcap")?,
-        })
-    }
-}
-
-/// A program that needs a loader or libraries does not start in a guest, which would say nothing
-/// but that there is no such file.
-fn check_static(path: &Path) -> Result<()> {
-    use object::Object as _;
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let file = object::File::parse(&*bytes)?;
-    if file.section_by_name(".interp").is_some() {
-        bail!("{} is linked dynamically", path.display());
-    }
-    Ok(())
 }
 
 /// What was printed by a command of the plan.

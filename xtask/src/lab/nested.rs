@@ -1,0 +1,346 @@
+//! Where the reference VMM runs: on this machine's KVM, or, where that can't run Linux, on the KVM
+//! of an AMD machine that QEMU emulates.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use amdvi_lab_init::cpio::Cpio;
+use amdvi_lab_init::{Output, PLAN, Plan, report_in};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::emulator::{Console, Emulator, Limits, Watch, read};
+use super::kernels::Kernel;
+use super::programs::Programs;
+use super::{build, cache, qemu};
+
+/// The name of the result of the reference VMM's run.
+const VMM: &str = "vmm";
+/// Where files of a job are in the emulated machine.
+const FOLDER: &str = "/job";
+/// Processors of the emulated machine: more than this machine has are of no use.
+const CPUS: u32 = 2;
+/// Its memory in MiB: archives are there twice while they are unpacked.
+const MEMORY: u32 = 4096;
+
+/// A run of the reference VMM.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    /// Arguments of the reference VMM. `{NAME}` stands for the path of a file.
+    pub(super) args: Vec<String>,
+    /// Files: name and where they are here.
+    pub(super) files: Vec<(&'static str, PathBuf)>,
+    /// How long all of it may take.
+    pub(super) limits: Limits,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub(super) struct Ran {
+    /// The reference VMM's exit code; none when it was ended by a signal.
+    pub(super) code: Option<i32>,
+    /// What it said last as JSON.
+    pub(super) json: Option<Value>,
+    /// All that came over the console, of the emulated machine too.
+    pub(super) console: String,
+    /// What went wrong with the emulator and was overcome.
+    pub(super) remarks: Vec<String>,
+}
+
+/// What runs the reference VMM.
+pub(super) enum Runner {
+    /// This machine's KVM.
+    Host {
+        /// The reference VMM.
+        refvmm: PathBuf,
+    },
+    /// An emulated machine's.
+    Nested(Box<Nested>),
+}
+
+/// What an emulated machine needs.
+pub(super) struct Nested {
+    qemu: PathBuf,
+    kernel: Kernel,
+    programs: Programs,
+    why: String,
+}
+
+impl Runner {
+    /// This machine where its KVM can run Linux, else an emulated one.
+    pub(super) fn choose(programs: Programs) -> Result<Self> {
+        let why = match host_runs_linux() {
+            Ok(()) => {
+                return Ok(Self::Host {
+                    refvmm: programs.refvmm,
+                });
+            }
+            Err(why) => why,
+        };
+        Ok(Self::Nested(Box::new(Nested {
+            qemu: qemu()?,
+            kernel: build::built(&cache()?)?,
+            programs,
+            why,
+        })))
+    }
+
+    /// The name of the acceleration, for reports.
+    pub(super) const fn accel(&self) -> &'static str {
+        match self {
+            Self::Host { .. } => "kvm",
+            Self::Nested(_) => "kvm-in-qemu-tcg",
+        }
+    }
+
+    /// Why it is this one, for people.
+    pub(super) fn why(&self) -> String {
+        match self {
+            Self::Host { .. } => "this machine's KVM runs Linux".to_owned(),
+            Self::Nested(nested) => format!(
+                "{}: the reference VMM runs on the KVM of an AMD machine that QEMU emulates",
+                nested.why
+            ),
+        }
+    }
+
+    /// Runs the reference VMM to its end; what is kept goes into `folder`.
+    pub(super) fn run(&self, job: &Job, folder: &Path, watch: &mut Watch<'_>) -> Result<Ran> {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        match self {
+            Self::Host { refvmm } => direct(refvmm, job, folder, watch),
+            Self::Nested(nested) => nested.run(job, folder, watch),
+        }
+    }
+
+    /// Runs the reference VMM with this terminal as its console.
+    pub(super) fn shell(&self, job: &Job, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let mut command = match self {
+            Self::Host { refvmm } => {
+                let mut command = Command::new(refvmm);
+                command.args(job.args_with(|_, here| here.to_owned()));
+                command
+            }
+            Self::Nested(nested) => {
+                let initrd = nested.initrd(job, Output::Terminal, folder)?;
+                let mut command = nested.emulator(job, &initrd, "quiet").command("/init");
+                // Ctrl-A X ends it; other keys, Ctrl-C among them, are the guest's.
+                command.args(["-chardev", "stdio,id=tty,mux=on,signal=off"]);
+                command.args(["-serial", "chardev:tty", "-mon", "chardev=tty"]);
+                command
+            }
+        };
+        let status = command.status().context("cannot start the machine")?;
+        if !status.success() {
+            bail!("the machine ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Job {
+    /// The arguments, with paths for the names of files.
+    fn args_with(&self, path: impl Fn(&str, &str) -> String) -> Vec<String> {
+        let replace = |arg: &String| {
+            self.files.iter().fold(arg.clone(), |arg, (name, here)| {
+                let name_in_braces = format!("{{{name}}}");
+                arg.replace(&name_in_braces, &path(name, &here.to_string_lossy()))
+            })
+        };
+        self.args.iter().map(replace).collect()
+    }
+}
+
+impl Nested {
+    fn emulator<'a>(&'a self, job: &Job, files: &'a Files, cmdline: &'a str) -> Emulator<'a> {
+        Emulator {
+            qemu: &self.qemu,
+            kernel: &files.kernel,
+            initrd: &files.initrd,
+            cmdline,
+            cpus: CPUS,
+            memory: MEMORY,
+            devices: &[],
+            cpu: "",
+            limits: job.limits,
+        }
+    }
+
+    /// The machine's files: an init, the reference VMM, and what the job brings.
+    fn initrd(&self, job: &Job, output: Output, folder: &Path) -> Result<Files> {
+        let mut cpio = Cpio::default();
+        for directory in ["bin", "dev", "lab", FOLDER.trim_start_matches('/')] {
+            cpio.directory(directory);
+        }
+        // The kernel opens it for init before there is a devtmpfs.
+        cpio.device("dev/console", 5, 1);
+        let place = |name: &str| format!("{FOLDER}/{name}");
+        let mut args = vec!["/bin/amdvi-refvmm".to_owned()];
+        args.extend(job.args_with(|name, _| place(name)));
+        let plan = Plan {
+            commands: vec![amdvi_lab_init::Command {
+                name: VMM.to_owned(),
+                argv: args,
+                user: None,
+                output,
+            }],
+            ..Plan::default()
+        };
+        let mut files = vec![
+            ("/init".to_owned(), &self.programs.init),
+            ("/bin/amdvi-refvmm".to_owned(), &self.programs.refvmm),
+        ];
+        files.extend(job.files.iter().map(|(name, here)| (place(name), here)));
+        for (path, here) in files {
+            let contents =
+                fs::read(here).with_context(|| format!("cannot read {}", here.display()))?;
+            cpio.file(path.trim_start_matches('/'), &contents);
+        }
+        cpio.file(PLAN.trim_start_matches('/'), &serde_json::to_vec(&plan)?);
+        let initrd = folder.join("host.cpio");
+        fs::write(&initrd, cpio.finish())
+            .with_context(|| format!("cannot write {}", initrd.display()))?;
+        Ok(Files {
+            kernel: self.kernel.image(),
+            initrd,
+        })
+    }
+
+    fn run(&self, job: &Job, folder: &Path, watch: &mut Watch<'_>) -> Result<Ran> {
+        let files = self.initrd(job, Output::Console, folder)?;
+        let mut remarks = Vec::new();
+        let emulator = self.emulator(job, &files, "");
+        let console = emulator.run(&folder.join("console"), &mut remarks, watch);
+        // It is large, and of no interest any more.
+        let _ = fs::remove_file(&files.initrd);
+        let console = console?;
+        let mut report = report_in(&console).map_err(anyhow::Error::msg)?;
+        let ran = report
+            .commands
+            .remove(VMM)
+            .context("the emulated machine did not start the reference VMM")?;
+        Ok(Ran {
+            code: ran.code,
+            json: serde_json::from_str(&ran.stdout).ok(),
+            console,
+            remarks,
+        })
+    }
+}
+
+/// Files of an emulated machine.
+struct Files {
+    kernel: PathBuf,
+    initrd: PathBuf,
+}
+
+/// Runs the reference VMM on this machine.
+fn direct(refvmm: &Path, job: &Job, folder: &Path, watch: &mut Watch<'_>) -> Result<Ran> {
+    let log = folder.join("console.1.log");
+    let errors = folder.join("stderr.1.log");
+    let mut child = Command::new(refvmm)
+        .args(job.args_with(|_, here| here.to_owned()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(&errors)?)
+        .spawn()
+        .with_context(|| format!("cannot start {}", refvmm.display()))?;
+    let mut console = Console::new(read(&mut child, &log)?, job.limits.silence);
+    let mut json = None;
+    let ended = console.follow(Instant::now() + job.limits.total, false, &mut |line| {
+        if line.starts_with('{') {
+            json = serde_json::from_str(line).ok().or(json.take());
+        }
+        watch(line);
+    });
+    if !ended {
+        child.kill().context("cannot end the reference VMM")?;
+    }
+    let status = child.wait()?;
+    if !ended {
+        bail!(
+            "it hung (nothing for {} s, or no end in {} s), see {}",
+            job.limits.silence.as_secs(),
+            job.limits.total.as_secs(),
+            log.display()
+        );
+    }
+    Ok(Ran {
+        code: status.code(),
+        json,
+        console: console.text + &fs::read_to_string(&errors).unwrap_or_default(),
+        remarks: Vec::new(),
+    })
+}
+
+/// Whether this machine's KVM can run an unmodified Linux, or why not.
+fn host_runs_linux() -> Result<(), String> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    if !has_virtualization(&cpuinfo) {
+        return Err("this machine's CPU offers no virtualization (no svm or vmx)".to_owned());
+    }
+    fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .map(drop)
+        .map_err(|error| format!("/dev/kvm: {error}"))
+}
+
+/// Without it KVM is a software one, which runs its own kind of guests only.
+fn has_virtualization(cpuinfo: &str) -> bool {
+    cpuinfo
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(name, _)| name.trim() == "flags")
+        .any(|(_, flags)| {
+            flags
+                .split_whitespace()
+                .any(|flag| flag == "svm" || flag == "vmx")
+        })
+}
+
+/// Limits for a guest that takes about this long on an idle machine.
+pub(super) const fn limits(seconds: u64) -> Limits {
+    Limits {
+        silence: Duration::from_secs(if seconds < 90 { 90 } else { seconds }),
+        total: Duration::from_secs(120 + 4 * seconds),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_without_virtualization_has_a_software_kvm_at_best() {
+        assert!(has_virtualization("flags\t\t: fpu svm sse2\n"));
+        assert!(has_virtualization("flags : fpu vmx\n"));
+        assert!(!has_virtualization(
+            "model name : svm vmx\nflags : fpu nosvm\n"
+        ));
+        assert!(!has_virtualization(""));
+    }
+
+    #[test]
+    fn arguments_name_files_where_they_are() {
+        let job = Job {
+            args: vec!["--disk".to_owned(), "path={disk},queues=2".to_owned()],
+            files: vec![("disk", PathBuf::from("/here/disk.img"))],
+            limits: limits(20),
+        };
+        assert_eq!(
+            job.args_with(|name, _| format!("/job/{name}"))[1],
+            "path=/job/disk,queues=2"
+        );
+        assert_eq!(
+            job.args_with(|_, here| here.to_owned())[1],
+            "path=/here/disk.img,queues=2"
+        );
+    }
+}
