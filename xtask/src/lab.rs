@@ -10,7 +10,8 @@ mod guest;
 mod host;
 mod host_checks;
 mod kernels;
-mod matrix;
+pub(crate) mod linux;
+pub(crate) mod matrix;
 mod nested;
 mod packages;
 mod programs;
@@ -54,6 +55,28 @@ pub(crate) enum Args {
     },
     /// Run the bare-metal scenarios on a KVM that can run Linux, an emulated one if need be
     Scenarios,
+    /// List the rows of the acceptance matrix
+    List,
+    /// Run rows of the acceptance matrix: Linux on the reference VMM
+    ///
+    /// Exits with 0 when all passed and 1 when one failed or could not be run.
+    Run {
+        /// Rows: `M4` for all whose names begin so, `M4-2k`, `M4-2k/debian-7`
+        #[arg(required_unless_present_any = ["all", "subset"])]
+        rows: Vec<String>,
+        /// Every row
+        #[arg(long, conflicts_with = "rows")]
+        all: bool,
+        /// The rows that `cargo xtask test --lab` runs
+        #[arg(long, conflicts_with_all = ["rows", "all"])]
+        subset: bool,
+    },
+    /// Boot the machine of a row to a shell on its serial console
+    Shell {
+        /// The row, such as `M4-2k/debian-7`
+        #[arg(default_value = "M2/debian-7")]
+        row: String,
+    },
     /// Compare our device with QEMU's amd-iommu on random cases
     #[command(disable_help_flag = true)]
     Diff {
@@ -101,6 +124,24 @@ pub(crate) fn lab(args: &Args) -> Result<ExitCode> {
             steps.run(SCENARIOS, matrix::scenarios_step);
             Ok(ExitCode::from(u8::from(!steps.summary())))
         }
+        Args::List => {
+            matrix::list();
+            Ok(ExitCode::SUCCESS)
+        }
+        Args::Run { rows, all, subset } => {
+            let chosen: Vec<_> = match (all, subset) {
+                (true, _) => matrix::all().collect(),
+                (_, true) => matrix::subset().collect(),
+                _ => matrix::choose(rows)?,
+            };
+            let mut steps = Steps::default();
+            matrix::steps(&mut steps, chosen.into_iter());
+            Ok(ExitCode::from(u8::from(!steps.all_passed())))
+        }
+        Args::Shell { row } => {
+            matrix::shell(row)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Args::Diff { rest } => {
             let status = diff(&qemu()?, rest)
                 .status()
@@ -129,6 +170,11 @@ pub(crate) fn diff_step() -> Result<Outcome> {
 /// The step that runs the scenarios where KVM is real.
 pub(crate) fn scenarios_step(steps: &mut Steps) {
     steps.run(SCENARIOS, matrix::scenarios_step);
+}
+
+/// The steps that boot Linux on the reference VMM: every row of the matrix.
+pub(crate) fn matrix_steps(steps: &mut Steps) {
+    matrix::steps(steps, matrix::all());
 }
 
 /// The steps that run amdvi-hostcap on real kernels, the quick one first.

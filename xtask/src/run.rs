@@ -1,5 +1,7 @@
 //! `cargo xtask run`.
 
+mod linux;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -12,7 +14,8 @@ use crate::step::{cargo, describe, root, succeeded, target_dir};
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Args {
-    /// Options of the reference VMM; `--help` (which builds it first) lists them
+    /// Options of the reference VMM; `--help` (which builds it first) lists them. With `--linux`
+    /// first: boot Linux instead; `--linux --help` lists the options
     #[arg(
         trailing_var_arg = true,
         allow_hyphen_values = true,
@@ -54,6 +57,9 @@ pub(crate) fn refvmm(binary: &Path, payload: &Path) -> Command {
 
 /// Builds what is needed and runs the scenarios.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if let Some(options) = linux::asked_for(&args.options) {
+        return linux::run(options);
+    }
     eprintln!("the first build takes a minute or two; after that nothing is built again");
     let payload = build_payload()?;
     let binary = build_refvmm()?;

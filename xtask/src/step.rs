@@ -53,6 +53,12 @@ impl Steps {
         self.done.push((name.to_owned(), start.elapsed(), outcome));
     }
 
+    /// Prints the summary; true only when every step ran and succeeded.
+    pub(crate) fn all_passed(&self) -> bool {
+        let passed = |(_, _, outcome): &_| matches!(outcome, Outcome::Passed(_));
+        self.summary() && self.done.iter().all(passed)
+    }
+
     /// Runs a command as a step; its output goes where ours goes.
     pub(crate) fn command(&mut self, name: &str, note: &str, command: &mut Command) {
         self.run(name, || {

@@ -16,10 +16,13 @@ pub(crate) const FEATURES: &str = "amdvi-regs/serde,amdvi-core/membarrier,amdvi-
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run the lab tier instead: random cases against QEMU's amd-iommu, and host capabilities on
-    /// real kernels; the first run fetches QEMU and kernels and builds one
+    /// Run the lab tier instead: random cases against QEMU's amd-iommu, host capabilities on real
+    /// kernels; the first run fetches QEMU and kernels and builds one
     #[arg(long)]
     lab: bool,
+    /// With --lab: Linux on the reference VMM, too, every row of the acceptance matrix
+    #[arg(long, requires = "lab")]
+    all: bool,
 }
 
 /// Runs the tests.
@@ -29,6 +32,9 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
         steps.run("differential, QEMU", lab::diff_step);
         lab::scenarios_step(&mut steps);
         lab::host_steps(&mut steps);
+        if args.all {
+            lab::matrix_steps(&mut steps);
+        }
     } else {
         tests(&mut steps)?;
     }

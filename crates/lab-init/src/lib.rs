@@ -77,7 +77,7 @@ pub enum Output {
     #[default]
     Report,
     /// To the console, line by line as it comes. Of standard output, the last line that is a JSON
-    /// object goes into the report; of standard error, its end. The kernel prints nothing to the
+    /// object goes into the report, and of standard error nothing. The kernel prints nothing to the
     /// console from then on.
     Console,
     /// The console is the program's terminal.

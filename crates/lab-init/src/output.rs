@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::thread;
 
 use amdvi_lab_init::{Output, Ran};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
-/// How much of a streamed program's standard error goes into the report.
-const KEPT: usize = 16 << 10;
 /// A longer line is passed on in pieces.
 const LINE: u64 = 1 << 20;
 
@@ -28,11 +28,22 @@ pub(crate) fn run(program: &mut Command, output: Output) -> io::Result<Ran> {
             let _ = fs::write("/proc/sys/kernel/printk", "1");
             stream(program)
         }
-        Output::Terminal => Ok(Ran {
-            code: program.stdin(Stdio::inherit()).status()?.code(),
-            ..Ran::default()
-        }),
+        Output::Terminal => {
+            let _ = fs::write("/proc/sys/kernel/printk", "1");
+            raw(io::stdin())?;
+            Ok(Ran {
+                code: program.stdin(Stdio::inherit()).status()?.code(),
+                ..Ran::default()
+            })
+        }
     }
+}
+
+/// Every key goes to the program as it is, and nothing is echoed: its guest does that.
+fn raw(terminal: impl AsFd) -> io::Result<()> {
+    let mut settings = tcgetattr(&terminal)?;
+    cfmakeraw(&mut settings);
+    Ok(tcsetattr(&terminal, SetArg::TCSANOW, &settings)?)
 }
 
 fn stream(program: &mut Command) -> io::Result<Ran> {
@@ -40,16 +51,10 @@ fn stream(program: &mut Command) -> io::Result<Ran> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    let stderr = child.stderr.take().map(|stderr| {
-        thread::spawn(move || {
-            let mut kept = Vec::new();
-            copy(stderr, &mut io::stdout(), |line| {
-                kept.extend_from_slice(line);
-                kept.drain(..kept.len().saturating_sub(KEPT));
-            });
-            kept
-        })
-    });
+    let stderr = child
+        .stderr
+        .take()
+        .map(|stderr| thread::spawn(move || copy(stderr, &mut io::stdout(), |_| ())));
     let mut object = Vec::new();
     if let Some(stdout) = child.stdout.take() {
         copy(stdout, &mut io::stdout(), |line| {
@@ -58,11 +63,14 @@ fn stream(program: &mut Command) -> io::Result<Ran> {
             }
         });
     }
-    let kept = stderr.and_then(|thread| thread.join().ok());
+    if let Some(thread) = stderr {
+        // A thread that panicked has said so on the console.
+        let _ = thread.join();
+    }
     Ok(Ran {
         code: child.wait()?.code(),
         stdout: String::from_utf8_lossy(&object).into_owned(),
-        stderr: String::from_utf8_lossy(&kept.unwrap_or_default()).into_owned(),
+        stderr: String::new(),
     })
 }
 
@@ -96,7 +104,7 @@ mod tests {
         let ran = stream(&mut program).unwrap();
         assert_eq!(ran.code, Some(3));
         assert_eq!(ran.stdout, "{\"b\":2}");
-        assert_eq!(ran.stderr, "bad\n");
+        assert_eq!(ran.stderr, "", "the console has it");
     }
 
     #[test]

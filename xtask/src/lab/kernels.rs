@@ -1,6 +1,7 @@
 //! The kernels of the lab's guests: two of Debian's, and one that is built here.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -11,10 +12,13 @@ use object::{Object as _, ObjectSection as _};
 use super::packages::{Filling, Packages, need};
 use super::{BACKPORTS, SUITE};
 
-/// A kernel in the cache.
+/// A kernel: in the cache, or somebody's own.
 #[derive(Clone, Debug)]
-pub(super) struct Kernel {
-    folder: PathBuf,
+pub(crate) struct Kernel {
+    image: PathBuf,
+    /// The folder with its modules, if there are any.
+    modules: Option<PathBuf>,
+    release: String,
 }
 
 /// Debian's kernels that the lab knows.
@@ -53,33 +57,81 @@ impl Debian {
 impl Kernel {
     /// The kernel in a folder of the cache, when it is complete.
     pub(super) fn cached(folder: &Path) -> Option<Self> {
-        let kernel = Self {
-            folder: folder.to_owned(),
-        };
-        kernel.image().exists().then_some(kernel)
+        let image = folder.join("vmlinuz");
+        let release = fs::read_to_string(folder.join("release")).unwrap_or_default();
+        image.exists().then(|| Self {
+            image,
+            modules: Some(folder.join("modules")),
+            release: release.trim().to_owned(),
+        })
+    }
+
+    /// A kernel from outside of the cache.
+    pub(crate) fn of(image: &Path, modules: Option<&Path>) -> Result<Self> {
+        let mut file =
+            fs::File::open(image).with_context(|| format!("cannot read {}", image.display()))?;
+        let mut header = [0; 0x8000];
+        let mut length = 0;
+        while let Ok(more @ 1..) = file.read(&mut header[length..]) {
+            length += more;
+        }
+        Ok(Self {
+            image: image.to_owned(),
+            modules: modules.map(Path::to_owned),
+            release: release_in(&header[..length]).unwrap_or_else(|| "unknown".to_owned()),
+        })
     }
 
     /// The compressed image that a boot loader takes.
-    pub(super) fn image(&self) -> PathBuf {
-        self.folder.join("vmlinuz")
+    pub(crate) fn image(&self) -> PathBuf {
+        self.image.clone()
     }
 
-    /// The kernel's release, for people.
-    pub(super) fn release(&self) -> String {
-        let text = fs::read_to_string(self.folder.join("release")).unwrap_or_default();
-        text.trim().to_owned()
+    /// The kernel's release, such as `7.3.4+deb13-amd64`.
+    pub(crate) fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// Whether the driver enables 2048 interrupts: from Linux 6.15 on.
+    pub(crate) fn has_2k(&self) -> bool {
+        let mut numbers = self.release.split(|c: char| !c.is_ascii_digit());
+        let mut number = || numbers.next().and_then(|digits| digits.parse::<u32>().ok());
+        (number(), number()) >= (Some(6), Some(15))
+    }
+
+    #[cfg(test)]
+    pub(super) fn named(release: &str) -> Self {
+        Self {
+            image: PathBuf::new(),
+            modules: None,
+            release: release.to_owned(),
+        }
     }
 
     /// Modules with all that they depend on, in the order to load them: name and contents.
     pub(super) fn modules(&self, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
         let mut files = Vec::new();
-        list(&self.folder.join("modules"), &mut files)?;
         let mut loaded = Vec::new();
+        let Some(folder) = &self.modules else {
+            return Ok(loaded);
+        };
+        list(folder, &mut files)?;
         for name in names {
             load(name, &files, &mut loaded)?;
         }
         Ok(loaded)
     }
+}
+
+/// The release in the header of a bzImage: a string, at the offset that is at 20Eh.
+fn release_in(image: &[u8]) -> Option<String> {
+    if image.get(0x202..0x206)? != b"HdrS" {
+        return None;
+    }
+    let offset = u16::from_le_bytes(image.get(0x20e..0x210)?.try_into().ok()?);
+    let text = image.get(usize::from(offset) + 0x200..)?;
+    let end = text.iter().position(|byte| matches!(byte, 0 | b' '))?;
+    String::from_utf8(text[..end].to_vec()).ok()
 }
 
 /// Every file below a folder.
@@ -221,6 +273,20 @@ mod tests {
         let modinfo = b"license=GPL\0depends=kvm,irqbypass,ccp\0name=kvm_amd\0";
         assert_eq!(depends_in(modinfo), ["kvm", "irqbypass", "ccp"]);
         assert_eq!(depends_in(b"depends=\0name=x\0"), [""; 0]);
+    }
+
+    #[test]
+    fn the_release_is_in_the_header_of_an_image() {
+        let mut image = vec![0; 0x400];
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x20e..0x210].copy_from_slice(&0x110u16.to_le_bytes());
+        image[0x310..0x327].copy_from_slice(b"6.14.0-amd64 (lab@lab) ");
+        let release = release_in(&image).unwrap();
+        assert_eq!(release, "6.14.0-amd64");
+        assert_eq!(release_in(b"\x7fELF"), None);
+        assert!(!Kernel::named(&release).has_2k());
+        assert!(Kernel::named("6.15.1").has_2k() && Kernel::named("7.0").has_2k());
+        assert!(!Kernel::named("unknown").has_2k() && !Kernel::named("5.20").has_2k());
     }
 
     #[test]

@@ -144,6 +144,15 @@ impl Runner {
 }
 
 impl Job {
+    /// Another file in the place of one.
+    pub(super) fn replace(&mut self, name: &str, path: &Path) {
+        for (file, here) in &mut self.files {
+            if *file == name {
+                *here = path.to_owned();
+            }
+        }
+    }
+
     /// The arguments, with paths for the names of files.
     fn args_with(&self, path: impl Fn(&str, &str) -> String) -> Vec<String> {
         let replace = |arg: &String| {

@@ -21,32 +21,45 @@ impl Programs {
     /// Builds them.
     pub(super) fn build() -> Result<Self> {
         eprintln!("building the guests' programs");
-        let mut build = cargo();
-        build
-            .args(["build", "--quiet", "--release", "--target", TARGET])
-            .args(["-p", "amdvi-hostcap", "--bin", "amdvi-hostcap"])
-            .args(["-p", "amdvi-lab-init", "--bin", "amdvi-lab-init"])
-            .args(["-p", "amdvi-refvmm", "--bin", "amdvi-refvmm"])
-            // By this name alone: cargo does not count `package/feature` as what a program needs.
-            .args(["--features", "cli"])
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            // The archives that they go into need not have what debuggers want.
-            .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
-        if !succeeded(&mut build)? {
-            bail!("`{}` failed, see above", describe(&build));
-        }
-        let folder = target_dir().join(TARGET).join("release");
-        let program = |name: &str| -> Result<PathBuf> {
-            let path = folder.join(name);
-            check_static(&path)?;
-            Ok(path)
-        };
+        let build = [
+            ["-p", "amdvi-hostcap", "--bin", "amdvi-hostcap"],
+            ["-p", "amdvi-lab-init", "--bin", "amdvi-lab-init"],
+            ["-p", "amdvi-refvmm", "--bin", "amdvi-refvmm"],
+        ];
+        // By this name alone: cargo does not count `package/feature` as what a program needs.
+        build_static(&[build.as_flattened(), &["--features", "cli"]].concat())?;
         Ok(Self {
             init: program("amdvi-lab-init")?,
             tool: program("amdvi-hostcap")?,
             refvmm: program("amdvi-refvmm")?,
         })
     }
+}
+
+/// Builds the first process of a guest of the reference VMM.
+pub(super) fn guest() -> Result<PathBuf> {
+    build_static(&["-p", "amdvi-lab-guest", "--bin", "amdvi-lab-guest"])?;
+    program("amdvi-lab-guest")
+}
+
+fn build_static(what: &[&str]) -> Result<()> {
+    let mut build = cargo();
+    build
+        .args(["build", "--quiet", "--release", "--target", TARGET])
+        .args(what)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        // The archives that they go into need not have what debuggers want.
+        .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
+    if !succeeded(&mut build)? {
+        bail!("`{}` failed, see above", describe(&build));
+    }
+    Ok(())
+}
+
+fn program(name: &str) -> Result<PathBuf> {
+    let path = target_dir().join(TARGET).join("release").join(name);
+    check_static(&path)?;
+    Ok(path)
 }
 
 /// A program that needs a loader or libraries does not start in a guest, which would say nothing

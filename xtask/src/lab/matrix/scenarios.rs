@@ -21,7 +21,7 @@ pub(super) fn run(runner: &Runner) -> Result<Outcome> {
     };
     let folder = super::folder(NAME);
     let ran = runner.run(&job, &folder, &mut |line| {
-        if line.contains(" ok ") || line.contains("FAILED") {
+        if line.starts_with("ok ") || line.starts_with("FAILED") {
             println!("  {line}");
         }
     })?;

@@ -1,0 +1,79 @@
+//! What must hold of the reference VMM's own report: the device's side of what the guest sees.
+
+use serde_json::Value;
+
+/// One thing that must hold.
+#[derive(Clone, Debug)]
+pub(in crate::lab) struct Expect {
+    /// Where in the report: a JSON pointer.
+    pub(super) pointer: &'static str,
+    pub(super) is: Is,
+}
+
+/// How a value must be.
+#[derive(Clone, Debug)]
+pub(super) enum Is {
+    /// These bits of a number are so.
+    Bits { mask: u64, value: u64 },
+    /// It is this.
+    Equal(Value),
+}
+
+/// These bits of a register are so.
+pub(super) fn bits(pointer: &'static str, mask: u64, value: u64) -> Expect {
+    Expect {
+        pointer,
+        is: Is::Bits { mask, value },
+    }
+}
+
+/// It is this.
+pub(super) fn equal(pointer: &'static str, value: impl Into<Value>) -> Expect {
+    Expect {
+        pointer,
+        is: Is::Equal(value.into()),
+    }
+}
+
+impl Expect {
+    /// What is there, and whether it is as it must be.
+    pub(super) fn holds(&self, report: &Value) -> (bool, String) {
+        let Some(found) = report.pointer(self.pointer) else {
+            return (false, "the reference VMM's report does not have it".into());
+        };
+        match &self.is {
+            Is::Bits { mask, value } => match number(found) {
+                Some(register) => (
+                    register & mask == *value,
+                    format!("{register:#x}, of which {mask:#x} must be {value:#x}"),
+                ),
+                None => (false, format!("{found} is no number")),
+            },
+            Is::Equal(value) => (found == value, format!("{found}, must be {value}")),
+        }
+    }
+}
+
+/// A number, or a string with one in hexadecimal.
+fn number(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| {
+        let digits = value.as_str()?.strip_prefix("0x")?;
+        u64::from_str_radix(digits, 16).ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_does_not_hold() {
+        let report = serde_json::json!({"iommus":[{"control":"0x180000000001","sent":5}]});
+        let control = "/iommus/0/control";
+        assert!(bits(control, 3 << 43, 3 << 43).holds(&report).0);
+        assert!(!bits(control, 3 << 43, 1 << 43).holds(&report).0);
+        assert!(!bits("/iommus/1/control", 0, 0).holds(&report).0);
+        assert!(equal("/iommus/0/sent", 5).holds(&report).0);
+        assert!(!equal("/iommus/0/sent", "5").holds(&report).0);
+    }
+}

@@ -1,0 +1,173 @@
+//! Whether what came of a case is what must come of it.
+
+use amdvi_lab_guest::{Outcome, Report, reports_in};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Case;
+use crate::lab::nested::Ran;
+
+/// What came of a case.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Verdict {
+    /// The guest's last report.
+    pub(crate) report: Report,
+    /// All that was checked, inside and outside of the guest.
+    pub(crate) checks: Vec<Outcome>,
+    /// What the reference VMM says of the machine.
+    pub(crate) machine: Option<Value>,
+    /// What went wrong with the emulator and was overcome.
+    pub(crate) remarks: Vec<String>,
+    pub(crate) passed: bool,
+}
+
+/// Judges a run of the reference VMM.
+pub(super) fn judge(case: &Case, ran: Ran) -> Verdict {
+    let mut checks = Vec::new();
+    let mut say = |name: &str, passed: bool, detail: String| {
+        checks.push(Outcome {
+            name: name.to_owned(),
+            passed,
+            detail,
+        });
+    };
+    let reports = match reports_in(&ran.console) {
+        Ok(reports) => reports,
+        Err(why) => {
+            say("report", false, why);
+            Vec::new()
+        }
+    };
+    if reports.len() != case.reports {
+        let detail = match reports.len() {
+            0 => format!("no kernel reported; its last words:\n{}", last_words(&ran)),
+            some => format!("{some} kernels reported, {} must", case.reports),
+        };
+        say("report", false, detail);
+    }
+    let how = match ran.code {
+        Some(0) => "the guest switched the machine off".to_owned(),
+        Some(code) => format!("exit status {code} of the reference VMM"),
+        None => "the reference VMM was ended by a signal".to_owned(),
+    };
+    say("power-off", ran.code == Some(0), how);
+    for (index, report) in reports.iter().enumerate() {
+        let prefix = if index == 0 { "" } else { "after-kexec/" };
+        for check in &report.checks {
+            say(
+                &format!("{prefix}{}", check.name),
+                check.passed,
+                check.detail.clone(),
+            );
+        }
+        for problem in &report.problems {
+            say(&format!("{prefix}init"), false, problem.clone());
+        }
+        if !report.unexpected_log_lines.is_empty() {
+            say(
+                &format!("{prefix}unexpected-log-lines"),
+                false,
+                report.unexpected_log_lines.join("\n"),
+            );
+        } else if !report.passed && report.checks.iter().all(|check| check.passed) {
+            say(&format!("{prefix}report"), false, "it did not pass".into());
+        }
+    }
+    match &ran.json {
+        None => say(
+            "machine",
+            false,
+            "the reference VMM printed no report of the machine".into(),
+        ),
+        Some(machine) => {
+            for expect in &case.machine {
+                let (passed, detail) = expect.holds(machine);
+                say(&format!("machine{}", expect.pointer), passed, detail);
+            }
+        }
+    }
+    Verdict {
+        passed: checks.iter().all(|check| check.passed),
+        report: reports.into_iter().next_back().unwrap_or_default(),
+        checks,
+        machine: ran.json,
+        remarks: ran.remarks,
+    }
+}
+
+/// The end of the console, without the emulated machine's own report.
+fn last_words(ran: &Ran) -> String {
+    let text = ran
+        .console
+        .split(amdvi_lab_init::BEGIN)
+        .next()
+        .unwrap_or_default();
+    let lines: Vec<_> = text.trim_end().lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::case::Version;
+    use super::super::expect::equal;
+    use super::*;
+
+    fn ran(reports: &[Report]) -> Ran {
+        let lines: Vec<_> = reports.iter().map(Report::line).collect();
+        Ran {
+            code: Some(0),
+            json: Some(serde_json::json!({"x": 1})),
+            console: format!("boot\n{}", lines.concat()),
+            remarks: Vec::new(),
+        }
+    }
+
+    fn report(passed: bool) -> Report {
+        let mut report = Report {
+            checks: vec![Outcome {
+                name: "log".into(),
+                passed,
+                detail: "seen".into(),
+            }],
+            ..Report::default()
+        };
+        report.close();
+        report
+    }
+
+    #[test]
+    fn a_case_passes_when_guest_machine_and_ending_are_as_they_must_be() {
+        let case = Case::usual(Version::V7).machine(equal("/x", 1));
+        assert!(judge(&case, ran(&[report(true)])).passed);
+        assert!(!judge(&case, ran(&[report(false)])).passed);
+        assert!(!judge(&case, ran(&[])).passed);
+        assert!(!judge(&case, ran(&[report(true), report(true)])).passed);
+        let died = Ran {
+            code: Some(1),
+            ..ran(&[report(true)])
+        };
+        assert!(!judge(&case, died).passed);
+        let silent = Ran {
+            json: None,
+            ..ran(&[report(true)])
+        };
+        assert!(!judge(&case, silent).passed);
+        let other = Ran {
+            json: Some(serde_json::json!({"x": 2})),
+            ..ran(&[report(true)])
+        };
+        assert!(!judge(&case, other).passed);
+    }
+
+    #[test]
+    fn a_line_of_the_log_that_nothing_allows_fails_the_case() {
+        let case = Case::usual(Version::V7);
+        let mut unexpected = report(true);
+        unexpected.unexpected_log_lines.push("AMD-Vi: oops".into());
+        unexpected.close();
+        let verdict = judge(&case, ran(&[unexpected]));
+        assert!(!verdict.passed);
+        let named = |check: &Outcome| check.name == "unexpected-log-lines";
+        assert!(verdict.checks.iter().any(named));
+    }
+}
