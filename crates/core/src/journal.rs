@@ -16,8 +16,10 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, spin};
 pub struct Invalidation {
     /// The domain; `None` stands for all of them.
     pub domain: Option<u16>,
-    /// The process address space; `None` stands for all translations of the domain, with and without
-    /// a PASID.
+    /// The process address space: `range` is one of guest virtual addresses, and only translations of
+    /// this PASID go. `None` for an invalidation of the host's page table: of the translations without
+    /// a PASID those in `range` go; those with one go whatever `range` is, because any of them may have
+    /// gone through what was changed there.
     pub pasid: Option<u32>,
     /// The addresses.
     pub range: InvalidationRange,
@@ -48,12 +50,14 @@ impl Invalidation {
             Some(mine) => mine == domain,
             None => true,
         };
-        let same_pasid = match (self.pasid, pasid) {
-            (None, _) => true,
-            (Some(mine), Some(its)) => mine == its,
+        let overlaps = self.range.overlaps(first, last);
+        let meant = match (self.pasid, pasid) {
+            (None, None) => overlaps,
+            (None, Some(_)) => true,
+            (Some(mine), Some(its)) => mine == its && overlaps,
             (Some(_), None) => false,
         };
-        same_domain && same_pasid && self.range.overlaps(first, last)
+        same_domain && meant
     }
 
     const HAS_DOMAIN: u64 = 1 << 62;
@@ -266,6 +270,10 @@ mod tests {
         assert!(!of_pasid.covers(1, None, 0, 0xfff));
         assert!(!of_pasid.covers(2, Some(5), 0, 0xfff));
         assert!(Invalidation::domain(1).covers(1, Some(5), 0, 0xfff));
+        // A range of the host's addresses says nothing of those in a process.
+        assert!(page(1, 0x1000).covers(1, Some(5), 0x7000, 0x7fff));
+        assert!(!page(1, 0x1000).covers(1, None, 0x7000, 0x7fff));
+        assert!(!page(2, 0x1000).covers(1, Some(5), 0x1000, 0x1fff));
         assert!(Invalidation::ALL.covers(9, Some(5), 0, 0xfff));
     }
 }

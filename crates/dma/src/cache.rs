@@ -3,14 +3,17 @@
 //! Private to its handle and, with it, to one Device Table Entry: plain memory, no atomics, and
 //! permissions are final (DTE and levels). One entry is a naturally aligned power-of-two block of
 //! IOVAs, whatever its size; validity, address and size are one word, so a hit is one comparison.
+//!
+//! Each kind of requests that is to see translations of its own (without a PASID, or by PASID and
+//! privilege) has a number, which is part of that word. Numbers are never given twice until the memory
+//! is wiped, so to forget a kind is to forget its number.
 
 use alloc::boxed::Box;
 use alloc::vec;
 
-use amdvi_core::Invalidation;
 use amdvi_regs::command::InvalidationRange;
 
-use crate::request::Permissions;
+use crate::request::{Access, Pasid, Permissions};
 
 /// The smallest block.
 const MIN_SHIFT: u8 = 12;
@@ -18,7 +21,8 @@ const MIN_SHIFT: u8 = 12;
 /// A block of IOVAs and where it is in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Entry {
-    /// First IOVA; below it, at bit log2(size) − 1, a one that tells the size; in \[10:0\] the epoch.
+    /// First IOVA; below it, at bit log2(size) − 1, a one that tells the size; in \[10:0\] the number
+    /// of the kind of requests.
     tag: u64,
     /// First GPA, and the permissions in \[1:0\].
     value: u64,
@@ -67,19 +71,93 @@ struct Class {
     shift: u32,
     /// The size − 1.
     offset_mask: u64,
-    /// The size bit and the epoch.
+    /// The size bit and the number of the kind of requests.
     key: u64,
+    /// Moves the places of a kind of requests away from those of others, which may use the same
+    /// addresses; 0 without a PASID.
+    salt: u64,
 }
 
 impl Class {
-    const fn new(shift: u32, epoch: u64) -> Self {
+    const fn new(shift: u32, number: Number) -> Self {
         Self {
             shift,
             offset_mask: (1 << shift) - 1,
-            key: 1 << (shift - 1) | epoch,
+            key: 1 << (shift - 1) | number.number,
+            salt: number.salt,
         }
     }
 }
+
+/// The number of a kind of requests, 1–2047; 0 never matches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Number {
+    number: u64,
+    salt: u64,
+}
+
+impl Number {
+    const fn plain(number: u64) -> Self {
+        Self { number, salt: 0 }
+    }
+
+    const fn with_pasid(number: u64) -> Self {
+        Self {
+            number,
+            salt: number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40,
+        }
+    }
+}
+
+/// A kind of requests that share their translations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kind(u32);
+
+impl Kind {
+    /// Without a PASID.
+    pub(crate) const PLAIN: Self = Self(0);
+    const PASID: u32 = 1 << 31;
+
+    /// The kind of a request.
+    #[inline(always)]
+    pub(crate) const fn of(pasid: Option<Pasid>, access: Access) -> Self {
+        match pasid {
+            None => Self::PLAIN,
+            // To execute is a kind of reading.
+            Some(pasid) => Self(
+                Self::PASID
+                    | match access {
+                        Access::Read => pasid.bits(),
+                        Access::Write | Access::Atomic => pasid.with_execute(false).bits(),
+                    },
+            ),
+        }
+    }
+
+    const fn pasid(self) -> u32 {
+        self.0 & Pasid::MAX
+    }
+}
+
+/// Which translations an invalidation concerns; the domain is this cache's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Meant {
+    /// Those of requests without a PASID, in the range.
+    pub(crate) plain: bool,
+    /// Those with a PASID.
+    pub(crate) pasids: Pasids,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pasids {
+    /// All, whatever the range.
+    All,
+    /// Those of this PASID, in the range.
+    One(u32),
+}
+
+/// Kinds of requests with a PASID that are kept apart at a time.
+const KINDS: usize = 64;
 
 /// The places of the ones in `bits`, ascending.
 pub(crate) fn each_bit(mut bits: u64) -> impl Iterator<Item = u8> {
@@ -94,12 +172,18 @@ pub(crate) fn each_bit(mut bits: u64) -> impl Iterator<Item = u8> {
 #[derive(Debug)]
 pub(crate) struct Cache {
     entries: Box<[Entry]>,
-    /// The block size of the last hit or fill.
+    /// The block size of the last hit or fill without a PASID.
     hot: Class,
-    /// Block sizes (bit n: 2^n bytes) that were filled in this epoch.
+    /// The same for requests with one, and whose that was.
+    hot_other: (Kind, Class),
+    /// Block sizes (bit n: 2^n bytes) that were filled since everything was dropped.
     present: u64,
-    /// 1–2047; 0 never matches.
-    epoch: u64,
+    /// The number of requests without a PASID.
+    plain: Number,
+    /// The last number that was given.
+    last_number: u64,
+    /// Kinds of requests with a PASID and their numbers.
+    others: Box<[(Kind, Number); KINDS]>,
     /// First and last IOVA of the pages of which only parts are kept; the first is above the last if
     /// there are none. Whoever invalidates a page means all of its parts.
     split: (u64, u64),
@@ -107,7 +191,7 @@ pub(crate) struct Cache {
 
 const NOT_SPLIT: (u64, u64) = (u64::MAX, 0);
 
-const LAST_EPOCH: u64 = (1 << (MIN_SHIFT - 1)) - 1;
+const LAST_NUMBER: u64 = (1 << (MIN_SHIFT - 1)) - 1;
 
 impl Cache {
     /// A cache of `entries` blocks, rounded up to a power of two; at least 16, at most 2^24.
@@ -115,9 +199,12 @@ impl Cache {
         let len = entries.clamp(16, 1 << 24).next_power_of_two();
         Self {
             entries: vec![Entry::default(); len].into_boxed_slice(),
-            hot: Class::new(MIN_SHIFT as u32, 1),
+            hot: Class::new(MIN_SHIFT as u32, Number::plain(1)),
+            hot_other: (Kind::PLAIN, Class::new(MIN_SHIFT as u32, Number::plain(0))),
             present: 0,
-            epoch: 1,
+            plain: Number::plain(1),
+            last_number: 1,
+            others: Box::new([(Kind::PLAIN, Number::default()); KINDS]),
             split: NOT_SPLIT,
         }
     }
@@ -126,8 +213,50 @@ impl Cache {
         self.entries.len()
     }
 
-    const fn class(&self, shift: u32) -> Class {
-        Class::new(shift, self.epoch)
+    /// Where a kind with a PASID has its number.
+    fn place(kind: Kind) -> usize {
+        // Neighbouring PASIDs have places of their own; privilege and execution are the upper bits.
+        let bits = kind.0 ^ kind.0 >> 18;
+        bits as usize % KINDS
+    }
+
+    /// The number of `kind`; `None` if it has none.
+    fn number(&self, kind: Kind) -> Option<Number> {
+        if kind == Kind::PLAIN {
+            return Some(self.plain);
+        }
+        let (owner, number) = self.others[Self::place(kind)];
+        (owner == kind).then_some(number)
+    }
+
+    /// The number of `kind`, which gets one if it has none. Another kind may lose its own.
+    fn number_or_new(&mut self, kind: Kind) -> Number {
+        if let Some(number) = self.number(kind) {
+            return number;
+        }
+        if self.last_number == LAST_NUMBER {
+            self.clear();
+        }
+        self.last_number += 1;
+        let number = Number::with_pasid(self.last_number);
+        self.others[Self::place(kind)] = (kind, number);
+        number
+    }
+
+    /// Forgets what requests with a PASID have found.
+    fn forget_others(&mut self) {
+        if self.hot_other.0 != Kind::PLAIN {
+            self.others.fill((Kind::PLAIN, Number::default()));
+            self.hot_other.0 = Kind::PLAIN;
+        }
+    }
+
+    fn set_hot(&mut self, kind: Kind, class: Class) {
+        if kind == Kind::PLAIN {
+            self.hot = class;
+        } else {
+            self.hot_other = (kind, class);
+        }
     }
 
     /// Neighbouring blocks never share a place (this is a permutation of any aligned run of them);
@@ -135,7 +264,7 @@ impl Cache {
     #[inline(always)]
     fn index(&self, class: Class, iova: u64) -> usize {
         let block = iova >> class.shift;
-        (block ^ block >> 9) as usize & (self.entries.len() - 1)
+        (block ^ block >> 9 ^ class.salt) as usize & (self.entries.len() - 1)
     }
 
     #[inline(always)]
@@ -149,17 +278,32 @@ impl Cache {
 
     /// The block around `iova`, if it is cached and of the size that was last in use.
     #[inline(always)]
-    pub(crate) fn get_hot(&self, iova: u64) -> Option<Hit> {
-        self.probe(self.hot, iova)
+    pub(crate) fn get_hot(&self, kind: Kind, iova: u64) -> Option<Hit> {
+        if kind == Kind::PLAIN {
+            // Its salt is 0; said here, it costs nothing.
+            return self.probe(
+                Class {
+                    salt: 0,
+                    ..self.hot
+                },
+                iova,
+            );
+        }
+        let (owner, class) = self.hot_other;
+        if owner != kind {
+            return None;
+        }
+        self.probe(class, iova)
     }
 
     /// The block around `iova` with the needed permissions, of any size. Bounded by the number of
     /// sizes.
-    pub(crate) fn get(&mut self, iova: u64, needed: Permissions) -> Option<Hit> {
+    pub(crate) fn get(&mut self, kind: Kind, iova: u64, needed: Permissions) -> Option<Hit> {
+        let number = self.number(kind)?;
         for shift in self.sizes() {
-            let class = self.class(shift.into());
+            let class = Class::new(shift.into(), number);
             if let Some(hit) = self.probe(class, iova).filter(|hit| hit.allows(needed)) {
-                self.hot = class;
+                self.set_hot(kind, class);
                 return Some(hit);
             }
         }
@@ -172,15 +316,22 @@ impl Cache {
     }
 
     /// Keeps the block of 2^`shift` bytes (12–63) around `iova`. `gpa` is where it begins.
-    pub(crate) fn put(&mut self, iova: u64, shift: u8, gpa: u64, permissions: Permissions) {
-        let class = self.class(shift.into());
+    pub(crate) fn put(
+        &mut self,
+        kind: Kind,
+        iova: u64,
+        shift: u8,
+        gpa: u64,
+        permissions: Permissions,
+    ) {
+        let class = Class::new(shift.into(), self.number_or_new(kind));
         let index = self.index(class, iova);
         self.entries[index] = Entry {
             tag: iova & !class.offset_mask | class.key,
             value: gpa & !class.offset_mask | u64::from(permissions.bits()),
         };
         self.present |= 1 << shift;
-        self.hot = class;
+        self.set_hot(kind, class);
     }
 
     /// What was put here, or is about to be, is a part of the page from `first` to `last`.
@@ -190,31 +341,101 @@ impl Cache {
 
     /// Drops everything: O(1), except that once in 2047 times the memory is wiped.
     pub(crate) fn clear(&mut self) {
-        if self.epoch == LAST_EPOCH {
+        if self.last_number == LAST_NUMBER {
             self.entries.fill(Entry::default());
-            self.epoch = 0;
+            self.last_number = 0;
         }
-        self.epoch += 1;
+        self.last_number += 1;
+        self.plain = Number::plain(self.last_number);
         self.present = 0;
         self.split = NOT_SPLIT;
-        self.hot = self.class(self.hot.shift);
+        self.hot = Class::new(self.hot.shift, self.plain);
+        self.forget_others();
     }
 
-    /// Drops the blocks that overlap the range of `invalidation`, and no others unless one of them is
-    /// part of a larger page; it concerns this
-    /// cache's domain. Returns the steps that it took: at most the number of entries and of sizes,
-    /// and for a page one for each size in use.
-    pub(crate) fn invalidate(&mut self, invalidation: &Invalidation) -> usize {
-        let InvalidationRange::Block { start, size_log2 } = invalidation.range else {
-            self.clear();
+    /// Drops the blocks that are meant, and no others unless one of them is part of a larger page.
+    /// Returns the steps that it took: for each kind that is meant at most the number of entries and of
+    /// sizes, and for a page one for each size in use.
+    pub(crate) fn invalidate(&mut self, range: InvalidationRange, meant: Meant) -> usize {
+        if meant.pasids == Pasids::All {
+            self.forget_others();
+        }
+        let one = match meant.pasids {
+            Pasids::All => None,
+            Pasids::One(pasid) => Some(pasid),
+        };
+        // Privileged or not, to execute or not.
+        let mut numbers = [Number::default(); 5];
+        let mut count = 0;
+        if meant.plain {
+            numbers[0] = self.plain;
+            count = 1;
+        }
+        if let Some(pasid) = one
+            && self.hot_other.0 != Kind::PLAIN
+        {
+            for (kind, number) in self.others.iter() {
+                if *kind != Kind::PLAIN && kind.pasid() == pasid && count < numbers.len() {
+                    numbers[count] = *number;
+                    count += 1;
+                }
+            }
+        }
+        let numbers = &numbers[..count];
+        if numbers.is_empty() {
+            return 1;
+        }
+        let InvalidationRange::Block { start, size_log2 } = range else {
+            // Without a PASID, and with none that is known: nothing stays.
+            if one.is_none() {
+                self.clear();
+            } else {
+                self.forget(meant.plain, one);
+            }
             return 1;
         };
-        if invalidation.range.overlaps(self.split.0, self.split.1) {
-            // Where those parts are is not remembered. Such a page is rare: it contains the MSI
-            // window, or reaches beyond what the IOMMU translates.
+        if range.overlaps(self.split.0, self.split.1) {
+            // Where those parts are is not remembered. Such a page contains the MSI window, reaches
+            // beyond what the IOMMU translates, or is mapped in smaller ones by the host's table.
             self.clear();
             return 1;
         }
+        let mut steps = 0;
+        for number in numbers {
+            steps += self.drop_range(range, start, size_log2, *number);
+        }
+        steps
+    }
+
+    /// Forgets the numbers that are meant.
+    fn forget(&mut self, plain: bool, pasid: Option<u32>) {
+        for (kind, number) in self.others.iter_mut() {
+            if *kind != Kind::PLAIN && Some(kind.pasid()) == pasid {
+                (*kind, *number) = (Kind::PLAIN, Number::default());
+            }
+        }
+        if self.hot_other.0 != Kind::PLAIN && Some(self.hot_other.0.pasid()) == pasid {
+            // Its class keeps the kind's name, so that there is still somebody to forget.
+            self.hot_other.1 = Class::new(MIN_SHIFT as u32, Number::default());
+        }
+        if plain {
+            if self.last_number == LAST_NUMBER {
+                return self.clear();
+            }
+            self.last_number += 1;
+            self.plain = Number::plain(self.last_number);
+            self.hot = Class::new(self.hot.shift, self.plain);
+        }
+    }
+
+    /// Drops the blocks with a number that overlap a range.
+    fn drop_range(
+        &mut self,
+        range: InvalidationRange,
+        start: u64,
+        size_log2: u8,
+        number: Number,
+    ) -> usize {
         let mut steps = 0;
         let mut scan = false;
         for shift in self.sizes() {
@@ -224,7 +445,7 @@ impl Cache {
                 scan = true;
                 continue;
             }
-            let class = self.class(shift.into());
+            let class = Class::new(shift.into(), number);
             for n in 0..blocks {
                 let iova = start | n << shift;
                 if self.probe(class, iova).is_some() {
@@ -236,15 +457,13 @@ impl Cache {
         }
         if scan {
             for entry in &mut self.entries {
-                // The size bit is the lowest one above the epoch; an empty entry has none. What is
-                // left over from another epoch may go as well.
-                let block = entry.tag & !LAST_EPOCH;
+                // The size bit is the lowest one above the number; an empty entry has none.
+                let block = entry.tag & !LAST_NUMBER;
                 let half = block & block.wrapping_neg();
                 let first = block ^ half;
-                if half != 0
-                    && invalidation
-                        .range
-                        .overlaps(first, first | half | (half - 1))
+                if entry.tag & LAST_NUMBER == number.number
+                    && half != 0
+                    && range.overlaps(first, first | half | (half - 1))
                 {
                     *entry = Entry::default();
                 }
@@ -256,113 +475,4 @@ impl Cache {
 }
 
 #[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    fn cache() -> Cache {
-        Cache::new(64)
-    }
-
-    fn page(address: u64) -> Invalidation {
-        range(address, 12)
-    }
-
-    fn range(address: u64, size_log2: u8) -> Invalidation {
-        Invalidation {
-            range: InvalidationRange::Block {
-                start: address >> size_log2 << size_log2,
-                size_log2,
-            },
-            ..Invalidation::ALL
-        }
-    }
-
-    #[test]
-    fn a_block_of_any_size_is_one_entry_and_answers_for_each_of_its_bytes() {
-        for shift in 12..=63 {
-            let mut cache = cache();
-            let size = 1u64 << shift;
-            let iova = 0x1234_5678_9abc_d000 & !(size - 1);
-            cache.put(iova | 0x777 & (size - 1), shift, 0, Permissions::READ);
-            for offset in [0, 1, size / 2, size - 1] {
-                let hit = cache.get(iova + offset, Permissions::READ).unwrap();
-                assert_eq!(hit.gpa(iova + offset), offset);
-                assert_eq!(hit.reach(iova + offset), size - offset);
-                assert_eq!(hit.permissions(), Permissions::READ);
-                assert!(!hit.allows(Permissions::WRITE));
-            }
-            assert_eq!(cache.get(iova ^ size, Permissions::READ), None);
-            assert_eq!(cache.get(iova, Permissions::all()), None);
-        }
-    }
-
-    #[test]
-    fn neighbouring_pages_do_not_throw_each_other_out() {
-        let mut cache = cache();
-        for n in 0..64 {
-            cache.put(n << 12, 12, n << 12 | 1 << 40, Permissions::all());
-        }
-        for n in 0..64 {
-            let hit = cache.get(n << 12, Permissions::READ).unwrap();
-            assert_eq!(hit.gpa(n << 12 | 5), n << 12 | 1 << 40 | 5);
-        }
-    }
-
-    #[test]
-    fn everything_is_dropped_even_when_the_epochs_are_used_up() {
-        let mut cache = cache();
-        cache.put(0x1000, 12, 0x5000, Permissions::READ);
-        for _ in 0..LAST_EPOCH + 3 {
-            cache.clear();
-            assert_eq!(cache.get(0x1000, Permissions::READ), None);
-            assert_eq!(cache.get_hot(0x1000), None);
-        }
-        cache.put(0x1000, 12, 0x5000, Permissions::READ);
-        assert!(cache.get_hot(0x1000).is_some());
-    }
-
-    #[test]
-    fn a_range_drops_the_larger_block_around_it_and_the_smaller_ones_in_it() {
-        let mut cache = cache();
-        cache.put(0x40_0000, 21, 0x40_0000, Permissions::READ);
-        cache.put(0x60_0000, 12, 0x60_0000, Permissions::READ);
-        cache.put(0x60_1000, 12, 0x60_1000, Permissions::READ);
-        cache.put(0x60_2000, 12, 0x60_2000, Permissions::READ);
-        cache.invalidate(&page(0x41_2000));
-        assert_eq!(cache.get(0x40_0000, Permissions::READ), None);
-        cache.invalidate(&range(0x60_0000, 13));
-        assert_eq!(cache.get(0x60_0000, Permissions::READ), None);
-        assert_eq!(cache.get(0x60_1000, Permissions::READ), None);
-        assert!(cache.get(0x60_2000, Permissions::READ).is_some());
-    }
-
-    #[test]
-    fn a_large_range_costs_what_the_cache_has_entries() {
-        let mut cache = cache();
-        for n in 0..64 {
-            cache.put(n << 12, 12, n << 12, Permissions::READ);
-        }
-        cache.put(1 << 40, 21, 0, Permissions::READ);
-        let steps = cache.invalidate(&range(0, 17));
-        assert!(steps <= 2 * 64, "{steps}");
-        for n in 0..64u64 {
-            assert_eq!(cache.get(n << 12, Permissions::READ).is_some(), n >= 32);
-        }
-        assert!(cache.get(1 << 40, Permissions::READ).is_some());
-        assert!(cache.invalidate(&range(0, 63)) <= 2 * 64);
-        assert_eq!(cache.get(1 << 40, Permissions::READ), None);
-    }
-
-    #[test]
-    fn a_page_of_which_parts_are_kept_goes_as_a_whole() {
-        let mut cache = cache();
-        cache.put(0, 31, 0, Permissions::READ);
-        cache.is_part_of(0, 0xffff_ffff);
-        cache.put(1 << 40 | 0x3000, 12, 0, Permissions::READ);
-        cache.invalidate(&page(1 << 41));
-        assert!(cache.get(5, Permissions::READ).is_some());
-        // In the same page, in another part.
-        cache.invalidate(&page(0xf000_0000));
-        assert_eq!(cache.get(5, Permissions::READ), None);
-    }
-}
+mod tests;

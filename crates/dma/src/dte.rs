@@ -142,7 +142,6 @@ impl DmaEntry {
     }
 
     /// The byte address of the GCR3 table.
-    #[expect(dead_code, reason = "for the guest walk")]
     pub(crate) const fn gcr3_address(&self) -> u64 {
         Dte {
             q0: self.q0,

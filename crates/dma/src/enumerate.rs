@@ -16,10 +16,10 @@ use amdvi_regs::{DeviceId, MemoryError, PhysMemory};
 use crate::context::WalkContext;
 use crate::dte::{DmaEntry, read_entry};
 use crate::fault::{Fault, Reason, Stage};
+use crate::guest::MAX_LOADS;
 use crate::ranges::{classify, classify_untranslated};
 use crate::request::{Access, Bypass, Permissions, Request, RequestKind, Target};
 use crate::translate::translate;
-use crate::walk::MAX_LOADS;
 
 /// The DMA address space of one requester without PASID, as the registers and its Device Table Entry
 /// defined it when they were [read](Self::read).

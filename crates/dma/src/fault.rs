@@ -143,7 +143,6 @@ impl From<Reason> for Stop {
 }
 
 impl Reason {
-    #[expect(dead_code, reason = "for the guest walk")]
     pub(crate) const fn in_guest_table(self) -> Stop {
         Stop {
             reason: self,

@@ -11,9 +11,10 @@ use alloc::boxed::Box;
 use amdvi_core::Journal;
 
 use crate::cache::each_bit;
-use crate::request::{Leaf, Permissions};
+use crate::guest::GuestTable;
+use crate::request::{GuestLeaf, Leaf, Permissions};
 use crate::sync::{AtomicU64, Ordering};
-use crate::walk::{Table, Walked};
+use crate::walk::{Need, Table, Walked};
 
 /// Entries of a set.
 #[cfg(not(loom))]
@@ -35,12 +36,21 @@ const FORCE_COHERENT: u64 = 1 << 3;
 const PASID_LOW: u32 = 4; // [11:4], PASID[7:0]
 const PASID_HIGH: u32 = 52; // [63:52], PASID[19:8]
 
+/// What a guest table adds to an entry, in the bits of its second word that have another meaning
+/// without one: executable, for users, level of the guest's leaf − 1.
+const EXECUTE: u64 = 1 << 8;
+const USER: u64 = 1 << 9;
+const GUEST_LEVEL: u32 = 10; // [11:10]
+const GUEST: u64 = 0xf00;
+
 /// Whose translation: what an entry must match in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     /// Root \[51:12\]; Mode \[2:0\]; bit 3: there is a PASID; DomainID\[3:0\] in \[7:4\] and
-    /// DomainID\[15:4\] in \[63:52\].
+    /// DomainID\[15:4\] in \[63:52\]; without a PASID, HAD in \[9:8\].
     table: u64,
+    /// Which bits of that word are compared.
+    mask: u64,
     /// The PASID in its place in the value word; 0 without one.
     pasid_bits: u64,
     domain: u16,
@@ -48,31 +58,63 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    pub(crate) const fn new(table: Table, pasid: Option<u32>) -> Self {
-        let domain = table.domain as u64;
-        let pasid_bits = match pasid {
-            Some(pasid) => {
-                (pasid as u64 & 0xff) << PASID_LOW | (pasid as u64 >> 8 & 0xfff) << PASID_HIGH
-            }
-            None => 0,
-        };
+    /// A translation by a host page table alone.
+    #[inline(always)]
+    pub(crate) const fn host(table: Table) -> Self {
+        let had = (table.had as u64 & 3) << 8;
         Self {
-            table: table.root & ADDRESS
-                | table.mode as u64 & 7
-                | (pasid.is_some() as u64) << 3
-                | (domain & 0xf) << 4
-                | (domain >> 4) << 52,
-            pasid_bits,
+            table: Self::word(table.root, table.mode, table.domain) | had,
+            mask: !0,
+            pasid_bits: 0,
             domain: table.domain,
-            pasid,
+            pasid: None,
         }
+    }
+
+    /// A translation by a guest page table, and by the host's below it.
+    ///
+    /// What tells two of them apart is more than there is room for, so all but the domain and the
+    /// PASID is mixed into the root's place. A guest that gives one DomainID and one PASID to two
+    /// tables breaks a rule; it takes a chosen pair of roots for it to meet its own other table.
+    pub(crate) const fn guest(table: &GuestTable) -> Self {
+        let (mode, below) = match table.host {
+            Some(host) => (host.mode, host.root >> 12 | (host.had as u64) << 40),
+            None => (0, 0),
+        };
+        let rest = below
+            | (table.gcr3_levels as u64) << 44
+            | (table.levels as u64) << 48
+            | (table.gcr3_is_gpa as u64) << 52;
+        let root = table.gcr3 ^ (rest.wrapping_mul(FACTOR) >> 8);
+        let pasid = table.pasid as u64;
+        Self {
+            table: Self::word(root, mode, table.domain) | 1 << 3,
+            mask: !GUEST,
+            pasid_bits: (pasid & 0xff) << PASID_LOW | (pasid >> 8 & 0xfff) << PASID_HIGH,
+            domain: table.domain,
+            pasid: Some(table.pasid),
+        }
+    }
+
+    const fn word(root: u64, mode: u8, domain: u16) -> u64 {
+        let domain = domain as u64;
+        root & ADDRESS | mode as u64 & 7 | (domain & 0xf) << 4 | (domain >> 4) << 52
+    }
+
+    /// Whether an entry's second and third word are those of this.
+    #[inline(always)]
+    const fn matches(&self, table: u64, value: u64) -> bool {
+        table & self.mask == self.table && value & Self::PASID_BITS == self.pasid_bits
     }
 
     const PASID_BITS: u64 = 0xff << PASID_LOW | 0xfff << PASID_HIGH;
 }
 
-/// One cached leaf, as its words: IOVA with the size bit (a one at log2(size) − 1); whose it is; GPA,
-/// flags and PASID; the journal's head at which it was good.
+/// What spreads every bit upwards: Fibonacci hashing.
+const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// One cached leaf, as its words: IOVA with the size bit (a one at log2(size) − 1); whose it is and what
+/// a guest table adds; GPA, flags and PASID; the journal's head at which it was good.
 #[derive(Debug)]
 struct Way {
     tag: AtomicU64,
@@ -149,6 +191,7 @@ pub struct Iotlb {
 struct Found {
     way: usize,
     sequence: u64,
+    table: u64,
     value: u64,
     stamp: u64,
 }
@@ -189,9 +232,7 @@ impl Iotlb {
 
     #[inline]
     fn set(&self, key: &Key, tag: u64) -> usize {
-        // Fibonacci hashing: the multiplication spreads every bit upwards, and the upper bits
-        // choose. Tags of neighbouring pages land far apart, but evenly.
-        const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+        // The upper bits choose. Tags of neighbouring pages land far apart, but evenly.
         let mixed = (tag >> 11 ^ key.table.rotate_left(24) ^ key.pasid_bits).wrapping_mul(FACTOR);
         // At most 2^24 sets.
         (mixed >> 32) as usize & self.mask
@@ -207,16 +248,19 @@ impl Iotlb {
             }
             // Acquire: a word of a write in progress brings that write's odd sequence with it.
             let found = self.ways(set).iter().enumerate().find_map(|(n, way)| {
-                if way.tag.load(Ordering::Acquire) != tag
-                    || way.table.load(Ordering::Acquire) != key.table
-                {
+                if way.tag.load(Ordering::Acquire) != tag {
+                    return None;
+                }
+                let table = way.table.load(Ordering::Acquire);
+                if table & key.mask != key.table {
                     return None;
                 }
                 let value = way.value.load(Ordering::Acquire);
                 let stamp = way.stamp.load(Ordering::Acquire);
-                (value & Key::PASID_BITS == key.pasid_bits).then_some(Found {
+                key.matches(table, value).then_some(Found {
                     way: n,
                     sequence,
+                    table,
                     value,
                     stamp,
                 })
@@ -240,8 +284,8 @@ impl Iotlb {
             .store(sequence.wrapping_add(2), Ordering::Release);
     }
 
-    /// The leaf that maps `iova`, if it is cached, allows what is `needed` and was not invalidated by
-    /// what `journal` says up to `head`.
+    /// The leaf that maps `iova`, if it is cached, satisfies `need` and was not invalidated by what
+    /// `journal` says up to `head`.
     #[inline(always)]
     pub(crate) fn lookup(
         &self,
@@ -249,8 +293,9 @@ impl Iotlb {
         head: u64,
         key: &Key,
         iova: u64,
-        needed: Permissions,
+        need: Need,
     ) -> Option<Walked> {
+        let needed = need.of_cached();
         let sizes = self.sizes.load(Ordering::Relaxed);
         for shift in each_bit(sizes).take(MAX_SIZES) {
             let tag = Self::tag(iova, shift);
@@ -269,13 +314,24 @@ impl Iotlb {
                 shift,
                 untranslated_only: found.value & UNTRANSLATED_ONLY != 0,
                 force_coherent: found.value & FORCE_COHERENT != 0,
-                guest: None,
+                guest: key.pasid.map(|_| guest_leaf(found.table)),
+            };
+            // What goes with the page that the guest knows.
+            let (first, last) = match leaf.guest {
+                Some(guest) if need.user && !guest.user || need.execute && !guest.execute => {
+                    continue;
+                }
+                Some(guest) => {
+                    let offset_mask = (1u64 << guest.shift) - 1;
+                    (iova & !offset_mask, iova | offset_mask)
+                }
+                None => (leaf.iova, leaf.last()),
             };
             // A stamp ahead of our head was written by somebody who knows of more invalidations
             // than we do, so it is good for us too.
             if found.stamp < head {
                 if journal.any_since(found.stamp, head, |invalidation| {
-                    invalidation.covers(key.domain, key.pasid, leaf.iova, leaf.last())
+                    invalidation.covers(key.domain, key.pasid, first, last)
                 }) {
                     continue;
                 }
@@ -309,8 +365,10 @@ impl Iotlb {
         let ways = self.ways(set);
         let same = |way: &Way| {
             way.tag.load(Ordering::Relaxed) == tag
-                && way.table.load(Ordering::Relaxed) == key.table
-                && way.value.load(Ordering::Relaxed) & Key::PASID_BITS == key.pasid_bits
+                && key.matches(
+                    way.table.load(Ordering::Relaxed),
+                    way.value.load(Ordering::Relaxed),
+                )
         };
         let free = |way: &Way| way.tag.load(Ordering::Relaxed) == 0;
         // In turn, so that nobody can make one translation throw out itself for ever.
@@ -329,11 +387,33 @@ impl Iotlb {
                 | u64::from(leaf.force_coherent) << FORCE_COHERENT.trailing_zeros()
                 | key.pasid_bits;
             way.tag.store(tag, Ordering::Release);
-            way.table.store(key.table, Ordering::Release);
+            let guest = leaf.guest.map_or(0, guest_bits);
+            way.table.store(key.table | guest, Ordering::Release);
             way.value.store(value, Ordering::Release);
             way.stamp.store(head, Ordering::Release);
         }
         self.end(set, sequence);
+    }
+}
+
+/// A guest leaf in the bits of [`GUEST`].
+const fn guest_bits(leaf: GuestLeaf) -> u64 {
+    let level = ((leaf.shift as u64 - 12) / 9) & 3;
+    let mut bits = level << GUEST_LEVEL;
+    if leaf.execute {
+        bits |= EXECUTE;
+    }
+    if leaf.user {
+        bits |= USER;
+    }
+    bits
+}
+
+const fn guest_leaf(table: u64) -> GuestLeaf {
+    GuestLeaf {
+        shift: 12 + 9 * ((table >> GUEST_LEVEL) as u8 & 3),
+        execute: table & EXECUTE != 0,
+        user: table & USER != 0,
     }
 }
 

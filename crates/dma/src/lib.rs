@@ -46,13 +46,20 @@
 //! assert_eq!(translate(&context, &entry, &read, &memory).unwrap().gpa, 0x1234_5000);
 //! ```
 //!
-//! A translation performs at most [`MAX_LOADS`] loads of guest memory, one per level, and uses each
-//! loaded word as it was loaded: a guest that rewrites its tables meanwhile gets the answer of one
-//! of the tables it wrote, never of a mixture within an entry.
+//! Guest (v2) page tables are walked for requests with a PASID, and for those without one where the
+//! DTE says so (GIoV), over the host page table of the DTE if it has one. Accessed and dirty bits are
+//! set in guest tables and, as far as DTE.HAD asks for them, in the host's, by compare-and-exchange
+//! with the word that was checked.
 //!
-//! What is not here: guest (v2) tables, PASIDs, and accessed/dirty updates. The DTE fields that ask
-//! for them are reserved bits to this engine, so a device must not offer GTSup, GIoSup, HASup,
-//! HDSup or SATSup on top of it.
+//! A translation performs at most [`MAX_LOADS`] loads of guest memory ([`HOST_LOADS`] without a guest
+//! table: one per level) and uses each loaded word as it was loaded: a guest that rewrites its tables
+//! meanwhile gets the answer of one of the tables it wrote, never of a mixture within an entry. An entry
+//! that is changed again and again while its bits are to be set ends the request, after a fixed number
+//! of attempts.
+//!
+//! What is not here: secure ATS, whose DTE bit is a reserved one to this engine, so a device must not
+//! offer SATSup on top of it; the privilege abort of Control.PrivAbrtEn, whose meaning no public source
+//! tells; page requests, which are the device's; and caches of upper table levels.
 #![cfg_attr(not(loom), no_std)]
 #![forbid(unsafe_code)]
 
@@ -63,6 +70,7 @@ mod context;
 mod dte;
 mod enumerate;
 mod fault;
+mod guest;
 mod iotlb;
 mod mapper;
 mod outcome;
@@ -77,6 +85,7 @@ pub use context::{Exclusion, GuestContext, WalkContext};
 pub use dte::{DmaEntry, DteDefect, check_dte};
 pub use enumerate::{AddressSpace, Mapping, Mappings};
 pub use fault::{Fault, Reason, Stage};
+pub use guest::MAX_LOADS;
 pub use iotlb::Iotlb;
 pub use mapper::{Mapper, Operation};
 pub use outcome::{Answer, Answered, Cause, Failed, Failure, Mapped, Piece};
@@ -87,4 +96,4 @@ pub use request::{
     Access, Bypass, GuestLeaf, Leaf, Pasid, Permissions, Request, RequestKind, Span, Target,
 };
 pub use translate::{Spans, spans, translate};
-pub use walk::MAX_LOADS;
+pub use walk::HOST_LOADS;

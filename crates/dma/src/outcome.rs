@@ -44,7 +44,8 @@ impl Deref for Mapped<'_> {
 /// The answer to an ATS translation request: what its completion says of one page.
 ///
 /// An address that tables or permissions deny is an answer too, with no permissions: ATS reports it
-/// as a successful completion, and the device may follow it with a page request.
+/// as a successful completion, and the device may follow it with a page request. Global is never
+/// granted: no command would take such a translation back from a device for all its PASIDs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// First address of the page, aligned to its size.
@@ -62,8 +63,6 @@ pub struct Answer {
     pub privileged: bool,
     /// N or U of the completion: the device must use untranslated requests (PTE.U).
     pub untranslated_only: bool,
-    /// Global: the translation is the same for all PASIDs. Never without a guest table.
-    pub global: bool,
 }
 
 /// An [`Answer`], and the guard under which the device puts it into its TLB: an

@@ -96,6 +96,12 @@ impl Pasid {
         Self(self.0 & !Self::PRIVILEGED | if privileged { Self::PRIVILEGED } else { 0 })
     }
 
+    /// Value, execute at bit 20 and privilege at bit 21.
+    #[inline(always)]
+    pub(crate) const fn bits(self) -> u32 {
+        self.0
+    }
+
     /// The value, 0–[`MAX`](Self::MAX).
     pub const fn value(self) -> u32 {
         self.0 & Self::MAX
@@ -237,8 +243,6 @@ pub struct GuestLeaf {
     pub execute: bool,
     /// User privilege suffices: every entry has U/S=1.
     pub user: bool,
-    /// G of the leaf.
-    pub global: bool,
 }
 
 impl Leaf {

@@ -10,16 +10,16 @@ use amdvi_regs::event::{
     DevTabHardwareError, Event, InvalidDeviceRequest, InvalidRequestType, IoPageFault,
 };
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Kind, Meant, Pasids};
 use crate::context::WalkContext;
 use crate::dte::{DmaEntry, read_entry};
 use crate::fault::MASTER_ABORT;
-use crate::iotlb::{Iotlb, Key};
+use crate::iotlb::Iotlb;
 use crate::outcome::{Answer, Cause, Failure, Piece};
 use crate::ranges::{AddressClass, classify, classify_untranslated};
 use crate::request::{Access, Bypass, Pasid, Permissions, Request, RequestKind, Span, Target};
 use crate::translate::{fault, last_address, translate_by};
-use crate::walk::walk;
+use crate::walk::{Shared, Walker};
 
 /// Everything of a handle but the requester, so that both can be borrowed.
 pub(crate) struct State {
@@ -81,9 +81,8 @@ impl State {
     ) -> Result<Piece, Box<Failure>> {
         // An access into one block, as nearly all are. Whatever else there is goes the long way: a
         // length of 0, for which the subtraction wraps, or more than the block.
-        if pasid.is_none()
-            && in_flight.version() == self.version
-            && let Some(hit) = self.cache.get_hot(iova)
+        if in_flight.version() == self.version
+            && let Some(hit) = self.cache.get_hot(Kind::of(pasid, access), iova)
             && hit.allows(access.needs())
             && len.wrapping_sub(1) < hit.reach(iova)
         {
@@ -128,10 +127,8 @@ impl State {
         };
         // A request that overflows fails as a whole, wherever its beginning is.
         let fits = last_address(&request).is_ok();
-        if fits
-            && pasid.is_none()
-            && let Some(hit) = self.cache.get(iova, needed)
-        {
+        let kind = Kind::of(pasid, access);
+        if fits && let Some(hit) = self.cache.get(kind, iova, needed) {
             return Ok(Piece {
                 gpa: hit.gpa(iova),
                 len: len.min(hit.reach(iova)),
@@ -139,9 +136,7 @@ impl State {
             });
         }
         let (dte, span) = self.ask(fabric, memory, &request, fits)?;
-        if pasid.is_none() {
-            keep(&mut self.cache, &dte, &span);
-        }
+        keep(&mut self.cache, &dte, pasid, kind, &span);
         Ok(Piece {
             gpa: span.gpa,
             len: len.min(span.len),
@@ -176,16 +171,13 @@ impl State {
         };
         let (iotlb, head) = (&self.iotlb, self.head);
         let journal = &fabric.journal;
-        let result = translate_by(&dte.context, &dte.entry, &whole, |table, iova, needed| {
-            let key = Key::new(table, None);
-            if let Some(walked) = iotlb.lookup(journal, head, &key, iova, needed) {
-                return Ok(walked);
-            }
-            let walked = walk(memory, table, iova, needed)?;
-            iotlb.fill(head, &key, &walked);
-            Ok(walked)
-        });
-        match result {
+        let shared = Shared {
+            iotlb,
+            journal,
+            head,
+        };
+        let mut walker = Walker::new(memory, Some(shared));
+        match translate_by(&dte.context, &dte.entry, &whole, &mut walker) {
             Ok(span) => Ok((dte, span)),
             Err(stop) => {
                 let fault = fault(&dte.context, &dte.entry, request, stop);
@@ -269,7 +261,6 @@ impl State {
                         && guest.is_some_and(|guest| guest.execute),
                     privileged,
                     untranslated_only: leaf.is_some_and(|leaf| leaf.untranslated_only),
-                    global: guest.is_some_and(|guest| guest.global),
                 })
             }
             Err(failure) => match failure.cause {
@@ -281,7 +272,6 @@ impl State {
                     execute: false,
                     privileged,
                     untranslated_only: false,
-                    global: false,
                 }),
                 _ => Err(failure),
             },
@@ -300,15 +290,35 @@ impl State {
             && let Some(dte) = self.dte
         {
             let domain = dte.entry.q1.domain_id();
+            // GIoV makes a request without a PASID one of PASID 0.
+            let giov = dte.context.uses_guest_tables(dte.entry.q0) && dte.entry.q0.giov();
             let cache = &mut self.cache;
             // Dropping too much is never wrong, and bounds what one operation does here.
             let mut budget = 2 * cache.len();
             let lost = journal.any_since(self.head, head, |invalidation| {
-                let range = invalidation.range;
-                if !invalidation.covers(domain, None, range.first(), range.last()) {
+                if invalidation.domain.is_some_and(|its| its != domain) {
                     return false;
                 }
-                let steps = cache.invalidate(invalidation);
+                let steps = match invalidation.pasid {
+                    None if giov => {
+                        cache.clear();
+                        1
+                    }
+                    None => cache.invalidate(
+                        invalidation.range,
+                        Meant {
+                            plain: true,
+                            pasids: Pasids::All,
+                        },
+                    ),
+                    Some(pasid) => cache.invalidate(
+                        invalidation.range,
+                        Meant {
+                            plain: giov && pasid == 0,
+                            pasids: Pasids::One(pasid),
+                        },
+                    ),
+                };
                 budget = budget.saturating_sub(steps);
                 budget == 0
             });
@@ -365,8 +375,13 @@ fn block(dte: &Dte, pasid: Option<Pasid>, span: &Span) -> Option<Block> {
         let (first_class, end) = class_of(first);
         if first_class == class && end >= iova {
             let of = match span.target {
-                Target::Page(leaf) if shift < leaf.shift => Some((leaf.iova, leaf.last())),
-                _ => None,
+                Target::Page(leaf) => {
+                    // What the guest invalidates is its page, whatever the host's are.
+                    let whole = leaf.guest.map_or(leaf.shift, |guest| guest.shift);
+                    let offset_mask = (1u64 << whole) - 1;
+                    (shift < whole).then_some((iova & !offset_mask, iova | offset_mask))
+                }
+                Target::Identity(_) => None,
             };
             return Some(Block { shift, of });
         }
@@ -376,17 +391,17 @@ fn block(dte: &Dte, pasid: Option<Pasid>, span: &Span) -> Option<Block> {
 
 /// Keeps the largest block around the span's first byte.
 #[inline(always)]
-fn keep(cache: &mut Cache, dte: &Dte, span: &Span) {
+fn keep(cache: &mut Cache, dte: &Dte, pasid: Option<Pasid>, kind: Kind, span: &Span) {
     if let Target::Identity(Bypass::Forwarded | Bypass::PreTranslated) = span.target {
         // It depends on the kind of access.
         return;
     }
-    let Some(block) = block(dte, None, span) else {
+    let Some(block) = block(dte, pasid, span) else {
         return;
     };
     let first = span.iova & !((1u64 << block.shift) - 1);
     let gpa = span.gpa.wrapping_sub(span.iova - first);
-    cache.put(span.iova, block.shift, gpa, span.permissions);
+    cache.put(kind, span.iova, block.shift, gpa, span.permissions);
     if let Some((first, last)) = block.of {
         cache.is_part_of(first, last);
     }

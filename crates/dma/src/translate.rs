@@ -8,14 +8,16 @@ use amdvi_regs::pte::iova_bits;
 use crate::context::WalkContext;
 use crate::dte::{DmaEntry, DteDefect, check_dte};
 use crate::fault::{Fault, Reason, Stop};
+use crate::guest::GuestTable;
 use crate::ranges::{AddressClass, HtRange, classify, classify_untranslated};
 use crate::request::{Access, Bypass, Permissions, Request, RequestKind, Span, Target};
-use crate::walk::{Table, Walked, walk};
+use crate::walk::{Need, Table, Walked, Walker};
 
 /// Resolves the beginning of `request` for a device whose DTE is `entry`.
 ///
 /// The span ends with the leaf that maps its first byte at the latest, so a request that is longer
-/// takes several calls ([`spans`]), and each costs at most [`MAX_LOADS`](crate::MAX_LOADS) loads.
+/// takes several calls ([`spans`]), and each costs at most [`MAX_LOADS`](crate::MAX_LOADS) loads. Accessed and dirty bits are set on
+/// the way where they are maintained.
 ///
 /// # Errors
 /// A [`Fault`] when the access is to be aborted. A write to the MSI window is one of them
@@ -27,20 +29,18 @@ pub fn translate<M: PhysMemory + ?Sized>(
     request: &Request,
     memory: &M,
 ) -> Result<Span, Fault> {
-    let result = translate_by(context, entry, request, |table, iova, needed| {
-        walk(memory, table, iova, needed)
-    });
-    result.map_err(|stop| fault(context, entry, request, stop))
+    let mut walker = Walker::new(memory, None);
+    translate_by(context, entry, request, &mut walker)
+        .map_err(|stop| fault(context, entry, request, stop))
 }
 
-/// [`translate`] with the page tables behind a function: from a table, an IOVA and the permissions
-/// that are needed there to the leaf, with the permissions of the table's levels alone.
+/// [`translate`] with whoever walks the tables.
 #[inline(always)]
-pub(crate) fn translate_by(
+pub(crate) fn translate_by<M: PhysMemory + ?Sized>(
     context: &WalkContext,
     entry: &DmaEntry,
     request: &Request,
-    walk: impl FnOnce(Table, u64, Permissions) -> Result<Walked, Reason>,
+    walker: &mut Walker<'_, M>,
 ) -> Result<Span, Stop> {
     if !context.iommu_enabled {
         return Ok(disabled(request)?);
@@ -48,7 +48,7 @@ pub(crate) fn translate_by(
     if !entry.q0.v() {
         return Ok(resolve_invalid_dte(request)?);
     }
-    resolve(context, entry, request, walk)
+    resolve(context, entry, request, walker)
 }
 
 /// The fault that [`translate_by`] has found the reason of.
@@ -163,11 +163,11 @@ fn check_ats(request: &Request, allowed: bool) -> Result<(), Reason> {
 /// V=1, in the order of the specification's rules: the entry itself, what the address means, then
 /// translation.
 #[inline(always)]
-fn resolve(
+fn resolve<M: PhysMemory + ?Sized>(
     context: &WalkContext,
     entry: &DmaEntry,
     request: &Request,
-    walk: impl FnOnce(Table, u64, Permissions) -> Result<Walked, Reason>,
+    walker: &mut Walker<'_, M>,
 ) -> Result<Span, Stop> {
     let (q0, q1) = (entry.q0, entry.q1);
     last_address(request)?;
@@ -200,9 +200,13 @@ fn resolve(
     if !q0.tv() {
         return Err(Reason::TranslationNotValid.into());
     }
-    if process {
-        return Err(Reason::PasidNotAllowed.into());
-    }
+    let guest = context.uses_guest_tables(q0);
+    let pasid = match request.pasid {
+        Some(_) if !guest => return Err(Reason::PasidNotAllowed.into()),
+        Some(pasid) => Some(pasid.value()),
+        None if guest && q0.giov() => Some(0),
+        None => None,
+    };
     let granted = Permissions::from_entry(q0.into_bits());
     let needed = match request.kind {
         RequestKind::TranslationRequest => Permissions::empty(),
@@ -211,17 +215,36 @@ fn resolve(
     if !granted.contains(needed) {
         return Err(Reason::Permission { level: None }.into());
     }
+    let wants_to_write = request.access.needs().contains(Permissions::WRITE);
+    let need = Need {
+        needed,
+        writes: wants_to_write && granted.contains(Permissions::WRITE),
+        user: request.is_user(),
+        execute: request.kind == RequestKind::Untranslated
+            && request.executes()
+            && context.guest.no_execute,
+    };
     let mode = q0.mode();
-    if mode == 0 {
-        return Ok(identity(request, last, granted, Bypass::ModeZero));
-    }
-    let last = last.min(check_width(context, mode, request.iova)?);
-    let table = Table {
+    let host = Table {
         root: q0.host_pt_root() << 12,
         mode,
         domain: q1.domain_id(),
+        had: q0.had(),
     };
-    let Walked { leaf, permissions } = walk(table, request.iova, needed)?;
+    let (last, walked) = if let Some(pasid) = pasid {
+        let host = (mode != 0).then_some(host);
+        let table = GuestTable::new(context, entry, host, pasid);
+        table.check(context, request.iova)?;
+        let write = request.access.writes();
+        let walked = walker.guest(&table, request.iova, need, write)?;
+        (last, walked)
+    } else if mode == 0 {
+        return Ok(identity(request, last, granted, Bypass::ModeZero));
+    } else {
+        let last = last.min(check_width(context, mode, request.iova)?);
+        (last, walker.host(host, request.iova, need)?)
+    };
+    let Walked { leaf, permissions } = walked;
     let gpa = leaf.gpa | (request.iova - leaf.iova);
     Ok(span(
         request,

@@ -3,7 +3,7 @@
 mod common;
 
 use amdvi_dma::{
-    Access, AddressClass, DmaEntry, Exclusion, Fault, MAX_LOADS, Permissions, Reason, Request,
+    Access, AddressClass, DmaEntry, Exclusion, Fault, HOST_LOADS, Permissions, Reason, Request,
     RequestKind, Span, Target, WalkContext, check_dte, classify, spans, translate,
 };
 use amdvi_regs::dte::{DteQ0, DteQ1};
@@ -311,7 +311,7 @@ proptest! {
         let memory = case.memory();
         let result = case.translate(&memory);
         let loads = memory.take_loads();
-        prop_assert!(loads.len() <= MAX_LOADS);
+        prop_assert!(loads.len() <= HOST_LOADS);
 
         if case.len > 1 && case.iova.checked_add(case.len - 1).is_none() {
             // A whole-request rule, outside the model of a byte.
@@ -400,7 +400,7 @@ proptest! {
             .collect();
         let memory = ShiftingMemory::new(words.clone());
         let result = case.translate(&memory);
-        prop_assert!(memory.loads() <= MAX_LOADS);
+        prop_assert!(memory.loads() <= HOST_LOADS);
         if case.len <= 1 || case.iova.checked_add(case.len - 1).is_some() {
             let mut used = 0;
             let expected = byte(&case.input(case.iova), &mut |_| {
@@ -440,7 +440,7 @@ proptest! {
         let memory = ShiftingMemory::new(words.iter().map(|word| word | 1).collect());
         let request = Request { device_id: DEVICE, iova, len, access, kind, pasid: None };
         let result = translate(&context, &DmaEntry::new(q0, q1), &request, &memory);
-        prop_assert!(memory.loads() <= MAX_LOADS);
+        prop_assert!(memory.loads() <= HOST_LOADS);
         if let Ok(span) = result {
             prop_assert!(span.len <= len);
             prop_assert!(

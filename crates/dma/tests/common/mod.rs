@@ -5,6 +5,8 @@
     reason = "each test binary uses its own part"
 )]
 
+pub mod guest_model;
+pub mod marks;
 pub mod model;
 pub mod rig;
 
