@@ -1,6 +1,7 @@
 //! What the guest is to do.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
@@ -116,7 +117,7 @@ pub enum Check {
     Files(Files),
     /// Virtio disks.
     Disk(Disk),
-    /// Virtio network interfaces with a loopback backend.
+    /// Virtio network interfaces whose peer sends back what it gets.
     Net(Net),
     /// The hardware random number generator.
     Rng(Rng),
@@ -329,14 +330,20 @@ impl Default for Disk {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Net {
-    /// Interfaces that there must be, each of which gives back what is sent.
+    /// Interfaces that there must be. At the other end of each is a peer of its own.
     pub interfaces: usize,
-    /// Frames to send on each interface.
-    pub frames: usize,
-    /// Frames on their way at a time.
+    /// The peer's address. The guest takes the addresses of this /24 network behind it.
+    pub peer: Ipv4Addr,
+    /// The peer's UDP and TCP port that sends back what comes.
+    pub port: u16,
+    /// Datagrams to send on each interface.
+    pub datagrams: usize,
+    /// Datagrams of a thread on their way at a time.
     pub window: usize,
     /// Threads for each interface, each bound to a processor.
     pub threads: usize,
+    /// KiB to send over a TCP connection.
+    pub stream_kib: u64,
     /// What is sent follows from it.
     pub seed: u64,
 }
@@ -345,9 +352,12 @@ impl Default for Net {
     fn default() -> Self {
         Self {
             interfaces: 1,
-            frames: 2000,
-            window: 32,
+            peer: Ipv4Addr::new(192, 0, 2, 1),
+            port: 7,
+            datagrams: 1000,
+            window: 8,
             threads: 2,
+            stream_kib: 1024,
             seed: 1,
         }
     }
@@ -420,7 +430,8 @@ pub struct VfioDma {
     pub mib: u64,
     /// Sizes that must not be left out because memory is short.
     pub require_sizes: bool,
-    /// With debugfs: the paging mode that the device table must have reached.
+    /// The paging mode that the device table must have reached, if the kernel has debugfs files
+    /// that show it.
     pub mode: Option<u8>,
 }
 
@@ -447,7 +458,7 @@ pub struct Msix {
     pub vectors: u32,
     /// How many to fire at a time; each entry fires every vector once.
     pub batches: Vec<u32>,
-    /// With debugfs: IntTabLen of the device table entry.
+    /// IntTabLen of the device table entry, if the kernel has debugfs files that show it.
     pub int_tab_len: Option<u8>,
 }
 

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::thread;
 
-use amdvi_lab_guest::data::{CHECKSUM, checksum, differs, fill};
+use amdvi_lab_guest::data::{Checksum, differs, fill};
 use amdvi_lab_guest::plan::Disk;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -94,10 +94,12 @@ fn one(disk: &str, seed: u64, want: &Disk) -> Result<String> {
 /// The checksum of all that is on the disk in the end, as [`amdvi_lab_guest::data`] has it.
 fn sum(seed: u64, length: u64) -> u64 {
     let mut page = [0; PAGE];
-    (0..length / PAGE as u64).fold(CHECKSUM, |so_far, number| {
-        fill(seed, number, &mut page);
-        checksum(so_far, &page)
-    })
+    let mut sum = Checksum::default();
+    for at in (0..length).step_by(PAGE) {
+        fill(seed, at, &mut page);
+        sum.add(&page);
+    }
+    sum.value()
 }
 
 /// Interrupts of each request queue.
@@ -167,9 +169,7 @@ impl Job {
         let mut pages = buffer(PIECE as usize);
         for (at, bytes) in self.requests(thread) {
             let data = &mut pages.as_mut_slice().as_mut_bytes()[..bytes];
-            for (number, page) in (at / PAGE as u64..).zip(data.chunks_mut(PAGE)) {
-                fill(seed, number, page);
-            }
+            fill(seed, at, data);
             file.write_all_at(data, at)
                 .with_context(|| format!("write {bytes} bytes at {at:#x}"))?;
         }
@@ -183,13 +183,11 @@ impl Job {
             let data = &mut pages.as_mut_slice().as_mut_bytes()[..bytes];
             file.read_exact_at(data, at)
                 .with_context(|| format!("read {bytes} bytes at {at:#x}"))?;
-            for (number, page) in (at / PAGE as u64..).zip(data.chunks(PAGE)) {
-                if let Some(byte) = differs(seed, number, page) {
-                    bail!(
-                        "what was read differs from what was written at {:#x}",
-                        number * PAGE as u64 + byte as u64
-                    );
-                }
+            if let Some(byte) = differs(seed, at, data) {
+                bail!(
+                    "what was read differs from what was written at {:#x}",
+                    at + byte as u64
+                );
             }
         }
         Ok(())
@@ -250,7 +248,7 @@ mod tests {
             job.read(thread + 1, 1, 0).unwrap();
         }
         let all = fs::read(&path).unwrap();
-        assert_eq!(checksum(CHECKSUM, &all), sum(1, job.length));
+        assert_eq!(Checksum::of(&all), sum(1, job.length));
         let file = File::options().write(true).open(&path).unwrap();
         file.write_all_at(&[!all[70_000]], 70_000).unwrap();
         let error = job.read(0, 1, 0).unwrap_err().to_string();

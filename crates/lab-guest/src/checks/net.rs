@@ -1,28 +1,31 @@
-//! Virtio network interfaces whose other end gives back what it gets.
+//! Virtio network interfaces whose peer sends back what it gets: datagrams by several threads, and
+//! a stream.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use amdvi_lab_guest::data::{differs, fill};
 use amdvi_lab_guest::plan::Net;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socket, sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::context::{interrupts, names, pin, put, text};
 use crate::sys;
 
-/// Two addresses, and the type.
-const HEADER: usize = 14;
-/// EtherType of the first thread, for local experiments; the others have those behind it.
-const ETHERTYPE: u16 = 0x88b5;
-/// Lengths of frames, from the shortest to the longest that Ethernet has.
-const LENGTHS: [usize; 6] = [60, 1514, 61, 590, 1513, 128];
-/// How long a frame may be on its way.
-const PATIENCE: i64 = 5;
+/// The datagram's number, before what follows from it.
+const NUMBER: usize = 8;
+/// Lengths of datagrams, up to the longest that is not cut in pieces.
+const LENGTHS: [usize; 6] = [8, 1472, 9, 548, 1471, 86];
+/// How far apart the contents of datagrams are.
+const STRIDE: u64 = 4096;
+/// How long something may be on its way.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of the stream that are on their way at a time.
+const PIECE: usize = 16 << 10;
 /// `IFF_UP`.
 const UP: u32 = 1;
 
@@ -41,33 +44,34 @@ pub(super) fn check(want: &Net) -> Result<String> {
         want.interfaces
     );
     let mut said = Vec::new();
-    for name in &interfaces {
-        said.push(one(name, want).with_context(|| format!("interface {name}"))?);
+    for (number, name) in interfaces.iter().enumerate() {
+        let peer = u32::from(want.peer);
+        let own = Ipv4Addr::from(peer.wrapping_add(1 + number as u32));
+        said.push(one(name, own, want).with_context(|| format!("interface {name}"))?);
     }
     Ok(said.join("; "))
 }
 
-fn one(name: &str, want: &Net) -> Result<String> {
+fn one(name: &str, own: Ipv4Addr, want: &Net) -> Result<String> {
     let folder = format!("/sys/class/net/{name}");
+    sys::set_address(name, own).context("set its address")?;
     let flags = text(format!("{folder}/flags"))?;
     let flags = u32::from_str_radix(flags.trim_start_matches("0x"), 16)? | UP;
     put(format!("{folder}/flags"), &format!("{flags:#x}"))?;
-    let index = text(format!("{folder}/ifindex"))?.parse()?;
-    let address = address(&text(format!("{folder}/address"))?)?;
     let before = counts(&folder)?;
     let threads = want.threads.max(1);
+    let peer = SocketAddr::from((want.peer, want.port));
     thread::scope(|scope| {
         let spawn = |number: usize| {
             scope.spawn(move || {
                 pin(number)?;
-                let ethertype = ETHERTYPE + number as u16;
-                let lane = Lane {
-                    socket: open(index, ethertype)?,
-                    address,
-                    ethertype,
-                    seed: want.seed.wrapping_add(number as u64),
-                };
-                lane.run(want.frames / threads, want.window)
+                let socket = UdpSocket::bind((own, 0)).context("bind a UDP socket")?;
+                // With several interfaces the route alone does not tell them apart.
+                setsockopt(&socket, sockopt::BindToDevice, &OsString::from(name))?;
+                socket.connect(peer)?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                let seed = want.seed.wrapping_add(number as u64);
+                datagrams(&socket, seed, want.datagrams / threads, want.window)
                     .with_context(|| format!("thread {number}"))
             })
         };
@@ -79,6 +83,13 @@ fn one(name: &str, want: &Net) -> Result<String> {
         }
         anyhow::Ok(())
     })?;
+    // Of several interfaces only the first has the route to the peer.
+    let streamed = if own == Ipv4Addr::from(u32::from(want.peer).wrapping_add(1)) {
+        stream(peer, want.seed, want.stream_kib << 10).context("TCP")?;
+        want.stream_kib
+    } else {
+        0
+    };
     let after = counts(&folder)?;
     let queues: Vec<_> = after
         .iter()
@@ -86,8 +97,9 @@ fn one(name: &str, want: &Net) -> Result<String> {
         .map(|((queue, after), (_, before))| format!("{queue} {}", after - before))
         .collect();
     Ok(format!(
-        "{name}: {} frames went and came back; interrupts {queues:?}",
-        want.frames / threads * threads
+        "{name}: {} datagrams and a stream of {streamed} KiB went and came back; interrupts \
+         {queues:?}",
+        want.datagrams / threads * threads
     ))
 }
 
@@ -104,107 +116,89 @@ fn counts(folder: &str) -> Result<Vec<(String, u64)>> {
     Ok(queues)
 }
 
-fn address(text: &str) -> Result<[u8; 6]> {
-    let bytes: Vec<u8> = text
-        .split(':')
-        .map(|byte| u8::from_str_radix(byte, 16))
-        .collect::<Result<_, _>>()?;
-    bytes
-        .try_into()
-        .map_err(|_| anyhow!("`{text}` is no Ethernet address"))
-}
-
-fn open(interface: u32, ethertype: u16) -> Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    // Without a protocol nothing is received before it is bound to one.
-    let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None).context(
-        "packet socket: the kernel needs CONFIG_PACKET, in Debian's the module af_packet",
-    )?;
-    sys::bind_packet(&socket, interface, ethertype).context("bind the packet socket")?;
-    setsockopt(
-        &socket,
-        sockopt::ReceiveTimeout,
-        &TimeVal::seconds(PATIENCE),
-    )?;
-    Ok(socket)
-}
-
-/// A thread's frames.
-struct Lane {
-    socket: OwnedFd,
-    address: [u8; 6],
-    ethertype: u16,
-    seed: u64,
-}
-
-impl Lane {
-    /// Sends frames, some of them on their way at a time, and takes each back exactly once.
-    fn run(&self, frames: usize, window: usize) -> Result<()> {
-        let mut back = vec![false; frames];
-        let (mut sent, mut received) = (0, 0);
-        let mut seen = [0; 2048];
-        while received < frames {
-            while sent < frames && sent - received < window.max(1) {
-                let frame = self.frame(sent as u64);
-                send(self.socket.as_raw_fd(), &frame, MsgFlags::empty())
-                    .with_context(|| format!("send frame {sent}"))?;
-                sent += 1;
+/// Sends datagrams, some of them on their way at a time, and takes each back exactly once.
+fn datagrams(socket: &UdpSocket, seed: u64, count: usize, window: usize) -> Result<()> {
+    let mut back = vec![false; count];
+    let (mut sent, mut received) = (0, 0);
+    let mut seen = [0; 2048];
+    while received < count {
+        while sent < count && sent - received < window.max(1) {
+            let bytes = socket.send(&datagram(seed, sent as u64));
+            bytes.with_context(|| format!("send datagram {sent}"))?;
+            sent += 1;
+        }
+        let length = match socket.recv(&mut seen) {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let lost: Vec<_> = (0..sent).filter(|n| !back[*n]).take(10).collect();
+                bail!("{received} of {sent} datagrams came back; not these: {lost:?}");
             }
-            let length = match recv(self.socket.as_raw_fd(), &mut seen, MsgFlags::empty()) {
-                Ok(length) => length,
-                Err(nix::Error::EAGAIN) => {
-                    let lost: Vec<_> = (0..sent).filter(|n| !back[*n]).take(10).collect();
-                    bail!("{received} of {sent} frames came back, not {lost:?} …");
-                }
-                Err(error) => return Err(error).context("receive"),
-            };
-            let number = self.judge(&seen[..length])?;
-            let slot = usize::try_from(number).ok().and_then(|n| back.get_mut(n));
-            let slot = slot.with_context(|| format!("frame {number} was never sent"))?;
-            ensure!(!*slot, "frame {number} came back twice");
-            *slot = true;
-            received += 1;
-        }
-        // None comes twice at the end either.
-        match recv(self.socket.as_raw_fd(), &mut seen, MsgFlags::MSG_DONTWAIT) {
-            Err(nix::Error::EAGAIN) => Ok(()),
-            Ok(length) => bail!("a frame of {length} bytes came after the last"),
-            Err(error) => Err(error).context("receive"),
-        }
+            Err(error) => return Err(error).context("receive"),
+        };
+        let number = judge(seed, &seen[..length])?;
+        let slot = usize::try_from(number).ok().and_then(|n| back.get_mut(n));
+        let slot = slot.with_context(|| format!("datagram {number} was never sent"))?;
+        ensure!(!*slot, "datagram {number} came back twice");
+        *slot = true;
+        received += 1;
     }
-
-    /// A frame from this interface to itself: it does not matter whether the other end turns the
-    /// addresses around.
-    fn frame(&self, number: u64) -> Vec<u8> {
-        let mut frame = vec![0; LENGTHS[number as usize % LENGTHS.len()]];
-        frame[..6].copy_from_slice(&self.address);
-        frame[6..12].copy_from_slice(&self.address);
-        frame[12..14].copy_from_slice(&self.ethertype.to_be_bytes());
-        frame[HEADER..HEADER + 8].copy_from_slice(&number.to_be_bytes());
-        fill(self.seed, number, &mut frame[HEADER + 8..]);
-        frame
+    // None comes twice at the end either.
+    socket.set_nonblocking(true)?;
+    match socket.recv(&mut seen) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        Ok(length) => bail!("a datagram of {length} bytes came after the last"),
+        Err(error) => Err(error).context("receive"),
     }
+}
 
-    /// The number of a frame that came back as it was sent.
-    fn judge(&self, frame: &[u8]) -> Result<u64> {
-        let number = frame
-            .get(HEADER..HEADER + 8)
-            .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)))
-            .with_context(|| format!("a frame of {} bytes came", frame.len()))?;
-        let length = LENGTHS[number as usize % LENGTHS.len()];
-        ensure!(
-            frame.len() == length,
-            "frame {number} came with {} bytes, not {length}",
-            frame.len()
+fn datagram(seed: u64, number: u64) -> Vec<u8> {
+    let mut data = vec![0; LENGTHS[number as usize % LENGTHS.len()]];
+    let (head, rest) = data.split_at_mut(NUMBER);
+    head.copy_from_slice(&number.to_be_bytes());
+    fill(seed, number * STRIDE, rest);
+    data
+}
+
+/// The number of a datagram that came back as it was sent.
+fn judge(seed: u64, data: &[u8]) -> Result<u64> {
+    let (number, rest) = data
+        .split_first_chunk::<NUMBER>()
+        .with_context(|| format!("a datagram of {} bytes came", data.len()))?;
+    let number = u64::from_be_bytes(*number);
+    let length = LENGTHS[(number % LENGTHS.len() as u64) as usize];
+    ensure!(
+        data.len() == length,
+        "datagram {number} came with {} bytes, not {length}",
+        data.len()
+    );
+    if let Some(at) = differs(seed, number.wrapping_mul(STRIDE), rest) {
+        bail!(
+            "datagram {number} differs from what was sent at byte {}",
+            NUMBER + at
         );
-        if let Some(at) = differs(self.seed, number, &frame[HEADER + 8..]) {
-            bail!(
-                "frame {number} differs from what was sent at byte {}",
-                HEADER + 8 + at
-            );
-        }
-        Ok(number)
     }
+    Ok(number)
+}
+
+/// Sends so many bytes over a connection, and takes them back.
+fn stream(peer: SocketAddr, seed: u64, bytes: u64) -> Result<()> {
+    let mut connection = TcpStream::connect_timeout(&peer, PATIENCE).context("connect")?;
+    connection.set_read_timeout(Some(PATIENCE))?;
+    connection.set_write_timeout(Some(PATIENCE))?;
+    let mut data = [0; PIECE];
+    for at in (0..bytes).step_by(PIECE) {
+        let data = &mut data[..PIECE.min((bytes - at) as usize)];
+        fill(seed, at, data);
+        connection.write_all(data).context("send")?;
+        data.fill(0);
+        connection
+            .read_exact(data)
+            .with_context(|| format!("receive what was sent from byte {at} on"))?;
+        if let Some(byte) = differs(seed, at, data) {
+            bail!("byte {} came back as another", at + byte as u64);
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -212,28 +206,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_that_was_changed_or_cut_is_not_the_one_that_was_sent() {
-        let lane = Lane {
-            socket: socket(
-                AddressFamily::Unix,
-                SockType::Datagram,
-                SockFlag::empty(),
-                None,
-            )
-            .unwrap(),
-            address: address("02:00:00:00:00:01").unwrap(),
-            ethertype: ETHERTYPE,
-            seed: 3,
-        };
+    fn a_datagram_that_was_changed_or_cut_is_not_the_one_that_was_sent() {
         for number in 0..12 {
-            let mut frame = lane.frame(number);
-            assert_eq!(lane.judge(&frame).unwrap(), number);
-            let last = frame.len() - 1;
-            frame[last] ^= 1;
-            assert!(lane.judge(&frame).is_err());
-            frame[last] ^= 1;
-            assert!(lane.judge(&frame[..last]).is_err());
+            let mut data = datagram(3, number);
+            assert_eq!(judge(3, &data).unwrap(), number);
+            let last = data.len() - 1;
+            data[last] ^= 1;
+            assert!(judge(3, &data).is_err());
+            data[last] ^= 1;
+            assert!(judge(3, &data[..last]).is_err());
         }
-        assert!(address("02:00").is_err());
+    }
+
+    #[test]
+    fn what_an_echo_sends_back_is_taken_and_what_it_loses_is_missed() {
+        let echo = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(echo.local_addr().unwrap()).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let peer = thread::spawn(move || {
+            let mut data = [0; 2048];
+            for _ in 0..50 {
+                let (length, from) = echo.recv_from(&mut data).unwrap();
+                echo.send_to(&data[..length], from).unwrap();
+            }
+            // From here on each comes twice.
+            let (length, from) = echo.recv_from(&mut data).unwrap();
+            for _ in 0..2 {
+                echo.send_to(&data[..length], from).unwrap();
+            }
+            // A socket that is gone would refuse the next one.
+            echo
+        });
+        datagrams(&socket, 5, 50, 4).unwrap();
+        socket.set_nonblocking(false).unwrap();
+        let twice = datagrams(&socket, 5, 2, 1).unwrap_err().to_string();
+        assert_eq!(twice, "datagram 0 came back twice");
+        peer.join().unwrap();
     }
 }
