@@ -15,7 +15,7 @@ use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::config::{Config, RootBridge};
-use super::ivrs;
+use super::{hpet, ivrs};
 use crate::layout;
 
 pub(super) const OEM_ID: [u8; 6] = *b"AMDVI ";
@@ -155,6 +155,11 @@ pub(super) fn write(
     xsdt.add_entry(writer.put(&madt(apic_ids))?);
     xsdt.add_entry(writer.put(&mcfg(&config.root_bridges()))?);
     xsdt.add_entry(writer.put(&ivrs::table(config)?)?);
+    if config.ivrs.hpet.is_some() {
+        let mut table = Sdt::new(*b"HPET", 36, 1, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+        table.append_slice(&hpet::acpi_body());
+        xsdt.add_entry(writer.put(&bytes(&table))?);
+    }
     let xsdt = writer.put(&bytes(&xsdt))?;
     let rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));
     memory.write_slice(&rsdp, GuestAddress(layout::RSDP))?;

@@ -3,22 +3,19 @@
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::ops::Range;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use amdvi_device::Options;
+use amdvi_device::options::OptionError;
 use amdvi_guest::endpoint::VECTORS;
 use amdvi_regs::{DeviceId, Segment};
 
+use super::ivrs::IvrsVariant;
 use super::pci::Function;
+use super::properties::{PropertyError, function_of_segment, functions, properties};
 use super::slot::{Lines, Slot};
-use super::{BoardError, IOAPIC};
 use crate::layout;
-
-/// The host bridge of every segment.
-const HOST_BRIDGE: DeviceId = DeviceId::new(0, 0, 0);
-/// Where the first test endpoint sits when nothing else is said; others look for a free device from
-/// here on.
-pub(super) const FIRST_FREE: DeviceId = DeviceId::new(0, 5, 0);
 
 /// What a builder can fail with.
 pub type BuildError = Box<dyn Error + Send + Sync>;
@@ -63,6 +60,39 @@ pub struct IommuConfig {
     /// The DeviceIDs of its segment that are behind it. Without: from its own device on, up to the
     /// device of the segment's next IOMMU; the first of a segment also has what is before it.
     pub serves: Option<(DeviceId, DeviceId)>,
+}
+
+/// `serves` besides the properties of [`Options`].
+impl FromStr for IommuConfig {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        let is_serves = |item: &&str| item.trim().split('=').next() == Some("serves");
+        let (mine, theirs): (Vec<&str>, Vec<&str>) = text.split(',').partition(is_serves);
+        let mine = properties(&mine.join(","), &["serves"], &[])?
+            .first()
+            .map(|property| {
+                functions(property.value).ok_or_else(|| {
+                    property.refused("first-last, DeviceIDs such as 00.0-0f.7 or 00:00.0-ff:1f.7")
+                })
+            })
+            .transpose()?;
+        Ok(Self {
+            options: theirs.join(",").parse()?,
+            serves: mine,
+        })
+    }
+}
+
+/// A property string of an IOMMU that can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// An option of the device.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// A property of its place on the board.
+    #[error(transparent)]
+    Property(#[from] PropertyError),
 }
 
 impl From<Options> for IommuConfig {
@@ -114,6 +144,63 @@ impl Default for EndpointConfig {
     }
 }
 
+/// Each property of `--endpoint`: its name, and what it accepts and is for.
+pub const ENDPOINT_PROPERTIES: &[(&str, &str)] = &[
+    (
+        "vectors",
+        "1 to 2048: vectors of its MSI-X table; 2048 without it",
+    ),
+    (
+        "addr",
+        "[[segment:]bus:]device.function; the next free device from 05.0 on without it",
+    ),
+    ("msi", "on or off: an MSI capability; on without it"),
+    ("intx", "on or off: an interrupt pin; on without it"),
+    ("bar64", "on or off: 64-bit BARs; off without it"),
+    ("pasid", "on or off: a PASID capability; off without it"),
+    ("ats", "on or off: an ATS capability; off without it"),
+    (
+        "pri",
+        "on or off: a page request capability; off without it",
+    ),
+];
+
+impl FromStr for EndpointConfig {
+    type Err = PropertyError;
+
+    fn from_str(text: &str) -> Result<Self, PropertyError> {
+        let known: Vec<&str> = ENDPOINT_PROPERTIES.iter().map(|(name, _)| *name).collect();
+        let mut endpoint = Self::default();
+        for property in properties(text, &known, &[])? {
+            match property.name {
+                "vectors" => {
+                    endpoint.vectors = property
+                        .value
+                        .parse()
+                        .ok()
+                        .filter(|n| (1..=VECTORS).contains(n))
+                        .ok_or_else(|| property.refused("1 to 2048"))?;
+                }
+                "addr" => {
+                    let place = function_of_segment(property.value).ok_or_else(|| {
+                        property.refused("[[segment:]bus:]device.function, such as 06.0")
+                    })?;
+                    (endpoint.segment, endpoint.addr) = (place.0, Some(place.1));
+                }
+                "msi" => endpoint.msi = property.switch()?,
+                "intx" => endpoint.intx = property.switch()?,
+                "bar64" => endpoint.bar64 = property.switch()?,
+                "pasid" => endpoint.pasid = property.switch()?,
+                "ats" => endpoint.ats = property.switch()?,
+                "pri" => endpoint.pri = property.switch()?,
+                // `properties` lets no others through.
+                _ => {}
+            }
+        }
+        Ok(endpoint)
+    }
+}
+
 /// A PCI function that the board does not know.
 pub struct FunctionConfig {
     /// What errors call it, such as the option that asked for it.
@@ -135,6 +222,8 @@ pub struct Config {
     pub endpoints: Vec<EndpointConfig>,
     /// Other functions.
     pub functions: Vec<FunctionConfig>,
+    /// What the IVRS says besides.
+    pub ivrs: IvrsVariant,
     /// Devices at fixed ports and addresses, and what errors call them.
     pub fixed: Vec<(String, FixedBuilder)>,
 }
@@ -152,26 +241,6 @@ pub struct RootBridge {
     pub bars: Range<u64>,
 }
 
-/// Where a function sits.
-#[derive(Clone, Debug)]
-pub(super) struct Place {
-    pub(super) segment: Segment,
-    pub(super) addr: DeviceId,
-    /// The index of the IOMMU that it is behind.
-    pub(super) iommu: usize,
-}
-
-/// Where everything sits.
-#[derive(Clone, Debug)]
-pub(super) struct Places {
-    /// The index of the IOMMU that the IOAPIC is behind.
-    pub(super) ioapic: usize,
-    /// In the order of [`Config::endpoints`].
-    pub(super) endpoints: Vec<Place>,
-    /// In the order of [`Config::functions`].
-    pub(super) functions: Vec<Place>,
-}
-
 impl Config {
     /// The board of the scenarios: one IOMMU, and the test endpoint at 00:05.0.
     pub fn scenario(options: Options) -> Self {
@@ -183,7 +252,7 @@ impl Config {
     }
 
     /// The segments, in order. Segment 0 always exists.
-    fn segments(&self) -> BTreeSet<u16> {
+    pub(super) fn segments(&self) -> BTreeSet<u16> {
         let iommus = self.iommus.iter().map(|iommu| iommu.options.segment());
         let endpoints = self.endpoints.iter().map(|endpoint| endpoint.segment);
         let functions = self.functions.iter().map(|function| function.segment);
@@ -213,200 +282,58 @@ impl Config {
             .map(bridge)
             .collect()
     }
-
-    /// The IOMMU, by its index, that requests of this DeviceID go through.
-    pub fn iommu_of(&self, segment: Segment, id: DeviceId) -> Option<usize> {
-        (0..self.iommus.len()).find(|&n| {
-            let (first, last) = self.scope(n);
-            self.iommus[n].options.segment() == segment && first <= id && id <= last
-        })
-    }
-
-    /// The DeviceIDs that are behind IOMMU `n`: first and last.
-    pub fn scope(&self, n: usize) -> (DeviceId, DeviceId) {
-        let iommu = &self.iommus[n];
-        if let Some(serves) = iommu.serves {
-            return serves;
-        }
-        // Function 0 of an IOMMU's device.
-        let start = |other: &IommuConfig| other.options.device_id().0 & !7;
-        let mine = start(iommu);
-        let others: Vec<u16> = self
-            .iommus
-            .iter()
-            .filter(|other| other.options.segment() == iommu.options.segment())
-            .map(start)
-            .collect();
-        let first = if others.iter().any(|&other| other < mine) {
-            mine
-        } else {
-            0
-        };
-        let next = others.into_iter().filter(|&other| other > mine).min();
-        let last = next.map_or(u16::MAX, |next| next - 1);
-        (DeviceId(first), DeviceId(last))
-    }
-
-    /// Whether such a board is possible.
-    ///
-    /// # Errors
-    /// Something is in the way of something else, or behind no IOMMU.
-    pub fn check(&self) -> Result<(), BoardError> {
-        self.places().map(|_| ())
-    }
-
-    /// Finds a place for everything.
-    ///
-    /// # Errors
-    /// Something is in the way of something else, or behind no IOMMU.
-    pub(super) fn places(&self) -> Result<Places, BoardError> {
-        let ioapic = self.check_iommus()?;
-        let mut taken: BTreeSet<(u16, DeviceId)> = BTreeSet::from([(0, IOAPIC)]);
-        for segment in self.segments() {
-            taken.insert((segment, HOST_BRIDGE));
-        }
-        for iommu in &self.iommus {
-            taken.insert((iommu.options.segment().0, iommu.options.device_id()));
-        }
-        let mut wishes: Vec<(String, Segment, Option<DeviceId>)> = Vec::new();
-        for endpoint in &self.endpoints {
-            wishes.push(("--endpoint".to_owned(), endpoint.segment, endpoint.addr));
-        }
-        for function in &self.functions {
-            wishes.push((function.name.clone(), function.segment, function.addr));
-        }
-        // Who names a place gets it, whatever comes before in the list.
-        for (name, segment, addr) in &wishes {
-            let Some(addr) = *addr else { continue };
-            let refused = |why| BoardError::Slot {
-                name: name.clone(),
-                segment: *segment,
-                addr,
-                why,
-            };
-            if addr.bus() != 0 {
-                return Err(refused("there is bus 0 only"));
-            }
-            if !taken.insert((segment.0, addr)) {
-                return Err(refused("something else is there"));
-            }
-        }
-        let mut places = Vec::new();
-        for (name, segment, addr) in &wishes {
-            let free = |device: &u8| {
-                let at = |function| (segment.0, DeviceId::new(0, *device, function));
-                (0..8).all(|function| !taken.contains(&at(function)))
-            };
-            let place = match addr {
-                Some(addr) => *addr,
-                None => {
-                    let device = (FIRST_FREE.device()..32).find(free);
-                    let device = device.ok_or_else(|| BoardError::Full { name: name.clone() })?;
-                    DeviceId::new(0, device, 0)
-                }
-            };
-            taken.insert((segment.0, place));
-            let Some(iommu) = self.iommu_of(*segment, place) else {
-                return Err(BoardError::Slot {
-                    name: name.clone(),
-                    segment: *segment,
-                    addr: place,
-                    why: "no IOMMU serves it; give one with this segment, or widen `serves`",
-                });
-            };
-            places.push(Place {
-                segment: *segment,
-                addr: place,
-                iommu,
-            });
-        }
-        let functions = places.split_off(self.endpoints.len());
-        Ok(Places {
-            ioapic,
-            endpoints: places,
-            functions,
-        })
-    }
-
-    /// The index of the IOMMU that the IOAPIC is behind.
-    fn check_iommus(&self) -> Result<usize, BoardError> {
-        let segments = self.segments();
-        if segments.len() > layout::MAX_SEGMENTS {
-            return Err(BoardError::Segments {
-                count: segments.len(),
-            });
-        }
-        let others = segments.len() as u64 - 1;
-        let free = layout::PCI_MEMORY_END + others * (layout::OTHER_ECAM_BUSES << 20);
-        for (n, iommu) in self.iommus.iter().enumerate() {
-            placement(&iommu.options, free)?;
-            for other in &self.iommus[..n] {
-                self.check_pair(n, other)?;
-            }
-        }
-        self.iommu_of(Segment(0), IOAPIC)
-            .ok_or_else(|| BoardError::Slot {
-                name: "the IOAPIC".to_owned(),
-                segment: Segment(0),
-                addr: IOAPIC,
-                why: "no IOMMU serves it; give one with segment=0, or widen `serves`",
-            })
-    }
-
-    fn check_pair(&self, n: usize, other: &IommuConfig) -> Result<(), BoardError> {
-        let options = &self.iommus[n].options;
-        let error = |option, value: String, why: &str| {
-            let why = why.to_owned();
-            Err(BoardError::Placement { option, value, why })
-        };
-        let base = options.mmio_base();
-        let theirs = other.options.mmio_base();
-        if base < theirs + other.options.mmio_size() && theirs < base + options.mmio_size() {
-            let why = "another IOMMU has its registers there; give each its own mmio-base";
-            return error("mmio-base", format!("{base:#x}"), why);
-        }
-        if options.segment() != other.options.segment() {
-            return Ok(());
-        }
-        let id = options.device_id();
-        if id.0 & !7 == other.options.device_id().0 & !7 {
-            let why = "another IOMMU is in this device; give each its own device, such as 10.2";
-            return error("addr", id.to_string(), why);
-        }
-        let (first, last) = self.scope(n);
-        let theirs = self
-            .iommus
-            .iter()
-            .position(|iommu| std::ptr::eq(iommu, other))
-            .map(|other| self.scope(other));
-        if theirs.is_some_and(|(start, end)| first <= end && start <= last) {
-            let why = "another IOMMU of the segment serves some of these";
-            return error("serves", format!("{first}-{last}"), why);
-        }
-        Ok(())
-    }
 }
 
-/// Whether the IOMMU can be where its options put it: BAR windows, ECAM and other functions are
-/// in the way. `free` is the first byte behind the ECAM windows.
-fn placement(options: &Options, free: u64) -> Result<(), BoardError> {
-    let error = |option, value: String, why: &str| {
-        let why = why.to_owned();
-        Err(BoardError::Placement { option, value, why })
-    };
-    let base = options.mmio_base();
-    let end = base.saturating_add(options.mmio_size());
-    if base < free || end > layout::IOAPIC_BASE && base < layout::ABOVE_INTERRUPTS || end > 1 << 32
-    {
-        let last = layout::IOAPIC_BASE - options.mmio_size();
-        let why = format!("{free:#x} to {last:#x} is free for it");
-        return error("mmio-base", format!("{base:#x}"), &why);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_s_properties_are_read() {
+        let endpoint: EndpointConfig = "vectors=64,addr=0001:00:07.2,bar64=on,intx=off,pasid=on"
+            .parse()
+            .unwrap();
+        assert_eq!(
+            endpoint,
+            EndpointConfig {
+                segment: Segment(1),
+                addr: Some(DeviceId::new(0, 7, 2)),
+                vectors: 64,
+                bar64: true,
+                intx: false,
+                pasid: true,
+                ..EndpointConfig::default()
+            }
+        );
+        assert_eq!("".parse::<EndpointConfig>(), Ok(EndpointConfig::default()));
+        for (text, part) in [
+            ("vectors=0", "1 to 2048"),
+            ("vectors=2049", "1 to 2048"),
+            ("addr=5", "device.function"),
+            ("msi=yes", "on or off"),
+            ("msi", "on or off"),
+            ("vector=1", "vectors"),
+        ] {
+            let error = text.parse::<EndpointConfig>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
     }
-    let id = options.device_id();
-    let ioapic = options.segment() == Segment(0) && id == IOAPIC;
-    if id.bus() != 0 || id == HOST_BRIDGE || id == FIRST_FREE || ioapic {
-        let why = "00.2 is its usual place; 00.0, 05.0 and 14.0 are taken, and there is bus 0 only";
-        return error("addr", id.to_string(), why);
+
+    #[test]
+    fn what_an_iommu_serves_is_a_property_beside_the_device_s() {
+        let iommu: IommuConfig = "amd-iommu,serves=00.0-0f.7,numint2k=on".parse().unwrap();
+        let serves = (DeviceId::new(0, 0, 0), DeviceId::new(0, 0xf, 7));
+        assert_eq!(iommu.serves, Some(serves));
+        assert_eq!(iommu.options, "amd-iommu,numint2k=on".parse().unwrap());
+        assert_eq!("amd-iommu".parse::<IommuConfig>().unwrap().serves, None);
+        for text in [
+            "amd-iommu,serves=all",
+            "amd-iommu,serves",
+            "amd-iommu,serves=05.0,serves=06.0",
+            "amd-iommu,servers=05.0",
+        ] {
+            let error = text.parse::<IommuConfig>().unwrap_err().to_string();
+            assert!(error.contains("serve"), "{text}: {error}");
+        }
     }
-    Ok(())
 }

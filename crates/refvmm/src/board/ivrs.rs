@@ -1,13 +1,318 @@
-//! The IVRS of the board: its IOMMUs, and which devices are behind each.
+//! The IVRS of the board: its IOMMUs, which devices are behind each, and what firmware can say
+//! besides, right or wrong.
+
+use std::str::FromStr;
 
 use amdvi_device::pci;
-use amdvi_regs::ivrs::{DteSetting, IvhdFlags};
+use amdvi_regs::ivrs::{DteSetting, IvhdFlags, IvhdKind, Ivmd, IvmdFlags, IvmdKind};
 use amdvi_regs::{DeviceId, Segment};
-use amdvi_vmm_glue::ivrs::{ConfigError, Coverage, IommuUnit, IvrsConfig, Special};
+use amdvi_vmm_glue::ivrs::{
+    AcpiDevice, AcpiUid, ConfigError, Coverage, IommuUnit, IvrsConfig, Special,
+};
 
 use super::config::Config;
-use super::{IOAPIC, acpi};
+use super::properties::{
+    PropertyError, function_of_segment, functions_of_segment, number, properties,
+};
+use super::{IOAPIC, acpi, hpet};
 use crate::layout;
+
+/// Each property of `--ivrs`: its name, what it accepts, and what it is for.
+pub const PROPERTIES: &[(&str, &str, &str)] = &[
+    (
+        "types",
+        "10, 11 and 40 joined by +, such as 10+11",
+        "the IVHD block types; all three without it",
+    ),
+    (
+        "ioapic",
+        "listed, absent, or [bus:]device.function",
+        "whether the IOAPIC has an entry, and the DeviceID of its requests; listed at 00:14.0 \
+         without it",
+    ),
+    (
+        "southbridge",
+        "smbus, isa or none",
+        "the PCI function with the IOAPIC's DeviceID; smbus without it",
+    ),
+    (
+        "hpet",
+        "[bus:]device.function",
+        "an HPET with message-signalled timers, whose requests carry this DeviceID",
+    ),
+    (
+        "hat-dis",
+        "on or off",
+        "HATDis of blocks 11h and 40h; without it, on exactly if dma-remap=off",
+    ),
+    (
+        "flags",
+        "ht-tun, pass-pw, res-pass-pw, isoc, iotlb and coherent joined by +",
+        "IVHD flags besides those that follow from the device",
+    ),
+    (
+        "dma-guard",
+        "on or off",
+        "DMARemapSup: firmware protects memory from DMA before boot",
+    ),
+    (
+        "alias",
+        "[[segment:]bus:]device.function[-last]@source",
+        "these functions' requests carry the DeviceID of source; can be repeated",
+    ),
+    (
+        "unity",
+        "START-END[@all|@function[-last]][:r|:w|:rw]",
+        "IVMD: memory that stays mapped one to one; can be repeated",
+    ),
+    (
+        "exclusion",
+        "START-END[@all|@function[-last]]",
+        "IVMD: memory that is not translated; can be repeated",
+    ),
+    (
+        "acpi",
+        "HID@[bus:]device.function[/UID]",
+        "a device that only ACPI names, in blocks of type 40h; can be repeated",
+    ),
+];
+const LISTS: &[&str] = &["alias", "unity", "exclusion", "acpi"];
+
+const FLAGS: [(&str, IvhdFlags); 6] = [
+    ("ht-tun", IvhdFlags::HT_TUN_EN),
+    ("pass-pw", IvhdFlags::PASS_PW),
+    ("res-pass-pw", IvhdFlags::RES_PASS_PW),
+    ("isoc", IvhdFlags::ISOC),
+    ("iotlb", IvhdFlags::IOTLB_SUP),
+    ("coherent", IvhdFlags::COHERENT),
+];
+
+/// The PCI function that has the IOAPIC's DeviceID.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Southbridge {
+    /// An SMBus controller.
+    #[default]
+    Smbus,
+    /// An ISA bridge.
+    Isa,
+    /// No function is there.
+    Absent,
+}
+
+/// Functions whose requests carry another DeviceID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alias {
+    /// Their segment.
+    pub segment: Segment,
+    /// The first function.
+    pub first: DeviceId,
+    /// The last.
+    pub last: DeviceId,
+    /// The DeviceID that their requests carry.
+    pub source: DeviceId,
+}
+
+/// What the IVRS says besides which IOMMUs there are. The default is the table of good firmware.
+///
+/// Parsed from a property string, see [`PROPERTIES`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IvrsVariant {
+    /// IVHD block types.
+    pub types: Vec<IvhdKind>,
+    /// The IOAPIC has an entry.
+    pub ioapic_listed: bool,
+    /// The DeviceID of the IOAPIC's requests.
+    pub ioapic: DeviceId,
+    /// The function there.
+    pub southbridge: Southbridge,
+    /// The HPET and the DeviceID of its requests.
+    pub hpet: Option<DeviceId>,
+    /// HATDis, if it does not follow from the device's options.
+    pub hat_dis: Option<bool>,
+    /// More IVHD flags.
+    pub flags: IvhdFlags,
+    /// DMARemapSup.
+    pub dma_guard: bool,
+    /// Aliases.
+    pub aliases: Vec<Alias>,
+    /// IVMD blocks.
+    pub memory: Vec<Ivmd>,
+    /// Devices that ACPI names.
+    pub acpi: Vec<AcpiDevice>,
+}
+
+impl Default for IvrsVariant {
+    fn default() -> Self {
+        Self {
+            types: vec![IvhdKind::Type10, IvhdKind::Type11, IvhdKind::Type40],
+            ioapic_listed: true,
+            ioapic: IOAPIC,
+            southbridge: Southbridge::default(),
+            hpet: None,
+            hat_dis: None,
+            flags: IvhdFlags::empty(),
+            dma_guard: false,
+            aliases: Vec::new(),
+            memory: Vec::new(),
+            acpi: Vec::new(),
+        }
+    }
+}
+
+impl IvrsVariant {
+    /// The DeviceID that the requests of a function carry.
+    pub fn requester(&self, segment: Segment, id: DeviceId) -> DeviceId {
+        let alias = self
+            .aliases
+            .iter()
+            .rfind(|alias| alias.segment == segment && alias.first <= id && id <= alias.last);
+        alias.map_or(id, |alias| alias.source)
+    }
+}
+
+fn alias(text: &str) -> Option<Alias> {
+    let (functions, source) = text.split_once('@')?;
+    let (segment, first, last) = functions_of_segment(functions)?;
+    let (_, source) = function_of_segment(source)?;
+    Some(Alias {
+        segment,
+        first,
+        last,
+        source,
+    })
+}
+
+fn memory(text: &str, exclusion: bool) -> Option<Ivmd> {
+    let (text, access) = match text.rsplit_once(':') {
+        Some((rest, access @ ("r" | "w" | "rw"))) if !exclusion => (rest, access),
+        _ => (text, "rw"),
+    };
+    let mut flags = if exclusion {
+        IvmdFlags::EXCLUSION_RANGE
+    } else {
+        IvmdFlags::UNITY
+    };
+    flags.set(IvmdFlags::IR, access.contains('r'));
+    flags.set(IvmdFlags::IW, access.contains('w'));
+    let (range, devices) = text.split_once('@').unwrap_or((text, "all"));
+    let (start, end) = range.split_once('-')?;
+    let (start, end) = (number(start)?, number(end)?);
+    let (kind, (segment, first, last)) = match devices {
+        "all" => (IvmdKind::All, (Segment(0), DeviceId(0), DeviceId(0))),
+        devices => {
+            let (segment, first, last) = functions_of_segment(devices)?;
+            // The second DeviceID is a range's only.
+            match first == last {
+                true => (IvmdKind::Device, (segment, first, DeviceId(0))),
+                false => (IvmdKind::Range, (segment, first, last)),
+            }
+        }
+    };
+    Some(Ivmd {
+        kind,
+        flags,
+        device_id: first,
+        last_device_id: last,
+        segment,
+        start,
+        length: end.checked_sub(start)?.checked_add(1)?,
+    })
+}
+
+fn acpi_device(text: &str) -> Option<AcpiDevice> {
+    let (name, rest) = text.split_once('@')?;
+    let (device, uid) = match rest.split_once('/') {
+        Some((device, uid)) => (device, Some(uid)),
+        None => (rest, None),
+    };
+    let mut hid = [0; 8];
+    if name.is_empty() || !name.is_ascii() {
+        return None;
+    }
+    hid.get_mut(..name.len())?.copy_from_slice(name.as_bytes());
+    Some(AcpiDevice {
+        device: function_of_segment(device)?.1,
+        setting: DteSetting::new(),
+        hid,
+        cid: [0; 8],
+        uid: match uid {
+            None => AcpiUid::None,
+            Some(text) => match number(text) {
+                Some(number) => AcpiUid::Integer(number),
+                None => AcpiUid::String(text.to_owned()),
+            },
+        },
+    })
+}
+
+fn types(text: &str) -> Option<Vec<IvhdKind>> {
+    let kind = |text| match text {
+        "10" => Some(IvhdKind::Type10),
+        "11" => Some(IvhdKind::Type11),
+        "40" => Some(IvhdKind::Type40),
+        _ => None,
+    };
+    let mut kinds: Vec<IvhdKind> = text.split('+').map(kind).collect::<Option<_>>()?;
+    kinds.sort();
+    kinds.dedup();
+    Some(kinds)
+}
+
+fn flags(text: &str) -> Option<IvhdFlags> {
+    let flag = |text| {
+        let known = FLAGS.iter().find(|(name, _)| *name == text);
+        known.map(|(_, flag)| *flag)
+    };
+    text.split('+')
+        .map(flag)
+        .try_fold(IvhdFlags::empty(), |flags, flag| Some(flags | flag?))
+}
+
+impl FromStr for IvrsVariant {
+    type Err = PropertyError;
+
+    fn from_str(text: &str) -> Result<Self, PropertyError> {
+        let known: Vec<&str> = PROPERTIES.iter().map(|(name, ..)| *name).collect();
+        let mut variant = Self::default();
+        for property in properties(text, &known, LISTS)? {
+            let value = property.value;
+            let row = PROPERTIES.iter().find(|(name, ..)| *name == property.name);
+            let accepts = row.map_or("", |(_, accepts, _)| *accepts);
+            let refused = || property.refused(accepts);
+            match property.name {
+                "types" => variant.types = types(value).ok_or_else(refused)?,
+                "ioapic" => match value {
+                    "listed" => variant.ioapic_listed = true,
+                    "absent" => variant.ioapic_listed = false,
+                    _ => variant.ioapic = property.function().map_err(|_| refused())?,
+                },
+                "southbridge" => {
+                    variant.southbridge = match value {
+                        "smbus" => Southbridge::Smbus,
+                        "isa" => Southbridge::Isa,
+                        "none" => Southbridge::Absent,
+                        _ => return Err(refused()),
+                    }
+                }
+                "hpet" => variant.hpet = Some(property.function()?),
+                "hat-dis" => variant.hat_dis = Some(property.switch()?),
+                "flags" => variant.flags = flags(value).ok_or_else(refused)?,
+                "dma-guard" => variant.dma_guard = property.switch()?,
+                "alias" => variant.aliases.push(alias(value).ok_or_else(refused)?),
+                "unity" | "exclusion" => {
+                    let exclusion = property.name == "exclusion";
+                    variant
+                        .memory
+                        .push(memory(value, exclusion).ok_or_else(refused)?);
+                }
+                "acpi" => variant.acpi.push(acpi_device(value).ok_or_else(refused)?),
+                // `properties` lets no others through.
+                _ => {}
+            }
+        }
+        Ok(variant)
+    }
+}
 
 /// The table, checksum included.
 pub(super) fn table(config: &Config) -> Result<Vec<u8>, ConfigError> {
@@ -16,51 +321,96 @@ pub(super) fn table(config: &Config) -> Result<Vec<u8>, ConfigError> {
         oem_table_id: acpi::OEM_TABLE_ID,
         pa_bits: pci::PHYSICAL_ADDRESS_BITS,
         va_bits: pci::VIRTUAL_ADDRESS_BITS,
+        dma_remap_sup: config.ivrs.dma_guard,
         units: (0..config.iommus.len()).map(|n| unit(config, n)).collect(),
-        ..IvrsConfig::default()
+        memory: config.ivrs.memory.clone(),
     };
     ivrs.build()
 }
 
 fn unit(config: &Config, n: usize) -> IommuUnit {
-    let options = &config.iommus[n].options;
+    let (options, variant) = (&config.iommus[n].options, &config.ivrs);
     let mut unit = IommuUnit::new(
         options.device_id(),
         pci::CAPABILITY_OFFSET,
         options.mmio_base(),
     );
     unit.segment = options.segment();
+    unit.kinds = variant.types.clone();
     unit.efr = options.efr();
     unit.efr2 = options.efr2();
-    unit.hat_dis = !options.dma_remap();
-    unit.flags.set(IvhdFlags::IOTLB_SUP, options.device_iotlb());
+    unit.hat_dis = variant.hat_dis.unwrap_or(!options.dma_remap());
+    unit.flags = variant.flags;
+    unit.flags.set(
+        IvhdFlags::IOTLB_SUP,
+        options.device_iotlb() || variant.flags.contains(IvhdFlags::IOTLB_SUP),
+    );
     (unit.pn_banks, unit.pn_counters) = options.perf_counters();
     unit.devices = coverage(config, n);
-    if options.intremap() && config.iommu_of(Segment(0), IOAPIC) == Some(n) {
-        // Without interrupt remapping a guest must not find a way to remap its IOAPIC.
+    let behind = |device| config.iommu_of(Segment(0), device) == Some(n);
+    // Without interrupt remapping a guest must not find a way to remap its IOAPIC.
+    if options.intremap() && variant.ioapic_listed && behind(variant.ioapic) {
         unit.specials.push(Special {
-            device: IOAPIC,
+            device: variant.ioapic,
             ..Special::southbridge_ioapic(layout::IOAPIC_ID)
         });
     }
+    if let Some(device) = variant.hpet.filter(|&device| behind(device)) {
+        unit.specials.push(Special::hpet(hpet::NUMBER, device));
+    }
+    unit.acpi = variant
+        .acpi
+        .iter()
+        .filter(|device| behind(device.device))
+        .cloned()
+        .collect();
     unit
 }
 
-/// The DeviceIDs that the IOMMU serves, but itself: one or two ranges.
+/// The DeviceIDs that the IOMMU serves, but itself: one or two ranges. Then the aliases among
+/// them, which replace what the ranges said: a reader goes through the entries in order.
 fn coverage(config: &Config, n: usize) -> Vec<Coverage> {
     let (first, last) = config.scope(n);
-    let own = config.iommus[n].options.device_id();
+    let options = &config.iommus[n].options;
+    let own = options.device_id();
+    let setting = DteSetting::new();
     let range = |first: u16, last: u16| Coverage::Range {
         first: DeviceId(first),
         last: DeviceId(last),
-        setting: DteSetting::new(),
+        setting,
     };
+    let mut coverage = Vec::new();
     if own < first || last < own {
-        return vec![range(first.0, last.0)];
+        coverage.push(range(first.0, last.0));
+    } else {
+        if first < own {
+            coverage.push(range(first.0, own.0 - 1));
+        }
+        if own < last {
+            coverage.push(range(own.0 + 1, last.0));
+        }
     }
-    let before = (first < own).then(|| range(first.0, own.0 - 1));
-    let after = (own < last).then(|| range(own.0 + 1, last.0));
-    before.into_iter().chain(after).collect()
+    let aliases = config.ivrs.aliases.iter().filter(|alias| {
+        let mine = first <= alias.first && alias.last <= last;
+        alias.segment == options.segment() && mine
+    });
+    for alias in aliases {
+        let source = alias.source;
+        coverage.push(match alias.first == alias.last {
+            true => Coverage::Alias {
+                device: alias.first,
+                source,
+                setting,
+            },
+            false => Coverage::AliasRange {
+                first: alias.first,
+                last: alias.last,
+                source,
+                setting,
+            },
+        });
+    }
+    coverage
 }
 
 #[cfg(test)]
@@ -102,5 +452,162 @@ mod tests {
         let with = table(&Config::scenario(Options::default())).unwrap();
         let without = table(&Config::scenario("amd-iommu,intremap=off".parse().unwrap())).unwrap();
         assert_eq!(with.len() - without.len(), 3 * 8);
+    }
+
+    fn variant(device: &str, variant: &str) -> Config {
+        Config {
+            ivrs: variant.parse().unwrap(),
+            ..Config::scenario(device.parse().unwrap())
+        }
+    }
+
+    /// The blocks of hardware: header and entries.
+    fn units(table: &[u8]) -> Vec<(amdvi_regs::ivrs::IvhdHeader, Vec<DeviceEntry<'_>>)> {
+        let ivrs = Ivrs::parse(table).unwrap();
+        ivrs.blocks()
+            .filter_map(|block| match block.unwrap() {
+                Block::Hardware(unit) => {
+                    Some((unit.header, unit.entries().map(Result::unwrap).collect()))
+                }
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn types_choose_the_blocks() {
+        let bytes = table(&variant("amd-iommu,ga=off,ia=off", "types=10")).unwrap();
+        let kinds: Vec<_> = units(&bytes).iter().map(|unit| unit.0.kind).collect();
+        assert_eq!(kinds, [IvhdKind::Type10]);
+        let bytes = table(&variant("amd-iommu", "types=11+10")).unwrap();
+        let kinds: Vec<_> = units(&bytes).iter().map(|unit| unit.0.kind).collect();
+        assert_eq!(kinds, [IvhdKind::Type10, IvhdKind::Type11]);
+        let error = table(&variant("amd-iommu,numint2k=on", "types=10")).unwrap_err();
+        assert!(error.to_string().contains("11h or 40h"), "{error}");
+    }
+
+    #[test]
+    fn the_ioapic_is_listed_where_it_is_or_not_at_all() {
+        let special = |text: &str| {
+            let bytes = table(&variant("amd-iommu", text)).unwrap();
+            units(&bytes)[0].1.iter().find_map(|entry| match entry {
+                DeviceEntry::Special { device, .. } => Some(*device),
+                _ => None,
+            })
+        };
+        assert_eq!(special(""), Some(IOAPIC));
+        assert_eq!(special("ioapic=1f.0"), Some(DeviceId::new(0, 0x1f, 0)));
+        assert_eq!(special("ioapic=absent"), None);
+    }
+
+    #[test]
+    fn aliases_memory_and_acpi_devices_stand_in_the_table() {
+        let text = "alias=07.0@05.0,alias=08.0-09.7@05.0,unity=0x1000-0x1fff@05.0:r,\
+                    exclusion=0x2000-0x3fff,acpi=AMDI0040@1e.0/\\_SB.SDHC,hat-dis=on,\
+                    flags=isoc+coherent,dma-guard=on";
+        let bytes = table(&variant("amd-iommu", text)).unwrap();
+        let ivrs = Ivrs::parse(&bytes).unwrap();
+        assert!(ivrs.header().iv_info.dma_remap_sup());
+        let (header, entries) = units(&bytes).pop().unwrap();
+        assert_eq!(header.kind, IvhdKind::Type40);
+        assert!(
+            header
+                .attributes()
+                .is_some_and(|attributes| attributes.hat_dis())
+        );
+        assert!(header.flags.contains(IvhdFlags::ISOC | IvhdFlags::COHERENT));
+        let source = DeviceId::new(0, 5, 0);
+        let setting = DteSetting::new();
+        for expected in [
+            DeviceEntry::AliasSelect {
+                device: DeviceId::new(0, 7, 0),
+                setting,
+                source,
+            },
+            DeviceEntry::AliasRangeStart {
+                device: DeviceId::new(0, 8, 0),
+                setting,
+                source,
+            },
+            DeviceEntry::AcpiHid {
+                device: DeviceId::new(0, 0x1e, 0),
+                setting,
+                hid: *b"AMDI0040",
+                cid: [0; 8],
+                uid: amdvi_regs::ivrs::Uid::String(b"\\_SB.SDHC"),
+            },
+        ] {
+            assert!(entries.contains(&expected), "{expected}");
+        }
+        let memory: Vec<Ivmd> = ivrs
+            .blocks()
+            .filter_map(|block| match block.unwrap() {
+                Block::Memory(memory) => Some(memory),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(memory.len(), 2);
+        assert_eq!((memory[0].start, memory[0].length), (0x1000, 0x1000));
+        assert_eq!(memory[0].flags, IvmdFlags::UNITY | IvmdFlags::IR);
+        assert_eq!(memory[0].device_id, source);
+        assert_eq!(memory[1].kind, IvmdKind::All);
+    }
+
+    #[test]
+    fn each_of_two_iommus_lists_its_own_devices() {
+        let mut config = Config::scenario("amd-iommu".parse().unwrap());
+        let second: Options = "amd-iommu,addr=10.2,mmio-base=0xfeb00000".parse().unwrap();
+        config.iommus.push(second.into());
+        let bytes = table(&config).unwrap();
+        let ranges: Vec<Vec<(u16, u16)>> = units(&bytes)
+            .iter()
+            .filter(|unit| unit.0.kind == IvhdKind::Type40)
+            .map(|(_, entries)| {
+                let ends = entries.windows(2).filter_map(|pair| match pair {
+                    [
+                        DeviceEntry::RangeStart { device: first, .. },
+                        DeviceEntry::RangeEnd { device: last },
+                    ] => Some((first.0, last.0)),
+                    _ => None,
+                });
+                ends.collect()
+            })
+            .collect();
+        assert_eq!(
+            ranges,
+            [
+                vec![(0, 1), (3, 0x7f)],
+                vec![(0x80, 0x81), (0x83, u16::MAX)]
+            ]
+        );
+        let has_special = |unit: &(amdvi_regs::ivrs::IvhdHeader, Vec<DeviceEntry<'_>>)| {
+            let mut entries = unit.1.iter();
+            entries.any(|entry| matches!(entry, DeviceEntry::Special { .. }))
+        };
+        let specials: Vec<bool> = units(&bytes).iter().map(has_special).collect();
+        assert_eq!(specials, [false, true, false, true, false, true]);
+    }
+
+    #[test]
+    fn every_property_refuses_a_wrong_value_and_says_what_it_accepts() {
+        for (name, accepts, _) in PROPERTIES {
+            for value in ["=what?", "", "=@", "=-", "=5-4", "=05.0@", "=+"] {
+                let error = format!("{name}{value}").parse::<IvrsVariant>();
+                let error = error.unwrap_err().to_string();
+                assert!(error.contains(name), "{name}{value}: {error}");
+                let accepted = accepts
+                    .split(|c: char| !c.is_ascii_alphabetic())
+                    .max_by_key(|w| w.len());
+                assert!(accepted.is_some_and(|word| error.contains(word)), "{error}");
+            }
+        }
+        assert!(
+            "hats=4"
+                .parse::<IvrsVariant>()
+                .unwrap_err()
+                .to_string()
+                .contains("ioapic")
+        );
+        assert!("types=10,types=11".parse::<IvrsVariant>().is_err());
     }
 }

@@ -8,9 +8,12 @@ mod chipset;
 mod config;
 mod endpoint;
 mod host;
+mod hpet;
 mod ioapic;
 mod ivrs;
 pub mod pci;
+mod places;
+mod properties;
 mod recorder;
 mod slot;
 mod socket;
@@ -27,11 +30,12 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::layout;
 use chipset::Chipset;
-use config::Place;
 use endpoint::TestEndpoint;
 use host::BoardHost;
+use hpet::Hpet;
 use ioapic::BoardIoapic;
 use pci::{Fixed, IommuFunction, PciBus};
+use places::Place;
 use recorder::Recorder;
 use slot::BarAllocator;
 use socket::Socket;
@@ -39,14 +43,16 @@ use worker::{Bell, Worker};
 
 pub use acpi::AcpiError;
 pub use config::{
-    BuildError, Config, EndpointConfig, FixedBuilder, FixedDevice, FunctionBuilder, FunctionConfig,
-    IommuConfig, RootBridge,
+    BuildError, Config, DeviceError, ENDPOINT_PROPERTIES, EndpointConfig, FixedBuilder,
+    FixedDevice, FunctionBuilder, FunctionConfig, IommuConfig, RootBridge,
 };
 pub use endpoint::EndpointCounts;
+pub use ivrs::{Alias, IvrsVariant, PROPERTIES as IVRS_PROPERTIES, Southbridge};
+pub use properties::PropertyError;
 pub use slot::{Line, Lines, Slot};
 pub use socket::{Handle, Space};
 
-/// The IOAPIC's DeviceID, which is the SMBus function's: 00:14.0.
+/// The IOAPIC's DeviceID unless the IVRS says otherwise, which is the SMBus function's: 00:14.0.
 pub const IOAPIC: DeviceId = DeviceId::new(0, 0x14, 0);
 
 /// How interrupts reach the CPUs.
@@ -133,6 +139,8 @@ pub struct Board {
     bus: PciBus,
     sockets: Vec<Arc<Socket>>,
     ioapic: Arc<BoardIoapic>,
+    #[cfg(test)]
+    lines: Arc<Lines>,
     endpoints: Vec<Arc<TestEndpoint>>,
     fixed: Vec<Arc<dyn FixedDevice>>,
     // Ends before the devices that it works for.
@@ -164,7 +172,7 @@ impl Board {
             Arc::new(Socket::new(options, Arc::clone(memory), host.clone()))
         };
         let sockets: Vec<_> = config.iommus.iter().map(socket).collect();
-        let ioapic = BoardIoapic::new(&sockets[places.ioapic], IOAPIC, injector);
+        let ioapic = BoardIoapic::new(&sockets[places.ioapic], config.ivrs.ioapic, injector);
         let lines = Lines::new(&ioapic);
 
         let mut bus = PciBus::new();
@@ -183,11 +191,23 @@ impl Board {
                 Arc::new(IommuFunction::new(Arc::clone(socket))),
             );
         }
-        bus.add(Segment(0), IOAPIC, Arc::new(Fixed::smbus()));
+        match config.ivrs.southbridge {
+            Southbridge::Smbus => {
+                bus.add(Segment(0), config.ivrs.ioapic, Arc::new(Fixed::smbus()));
+            }
+            Southbridge::Isa => {
+                bus.add(
+                    Segment(0),
+                    config.ivrs.ioapic,
+                    Arc::new(Fixed::isa_bridge()),
+                );
+            }
+            Southbridge::Absent => {}
+        }
         let slot = |place: &Place| Slot {
             segment: place.segment,
             device_id: place.addr,
-            requester: place.addr,
+            requester: place.requester,
             socket: Arc::clone(&sockets[place.iommu]),
             memory: Arc::clone(memory),
             bars: Arc::clone(
@@ -223,6 +243,10 @@ impl Board {
             bus.add(place.segment, place.addr, built);
         }
         let mut fixed = Vec::new();
+        if let Some((requester, iommu)) = places.hpet {
+            let hpet = Hpet::new(sockets[iommu].handle(requester))?;
+            fixed.push(Arc::new(hpet) as Arc<dyn FixedDevice>);
+        }
         for (name, build) in &config.fixed {
             let built = build(&lines).map_err(|error| BoardError::Function {
                 name: name.clone(),
@@ -231,12 +255,15 @@ impl Board {
             fixed.push(built);
         }
 
+        bus.complete_devices();
         acpi::write(memory, config, apic_ids)?;
         let worker = Worker::start(bell, sockets.clone())?;
         Ok(Self {
             bus,
             sockets,
             ioapic,
+            #[cfg(test)]
+            lines,
             endpoints,
             fixed,
             _worker: worker,

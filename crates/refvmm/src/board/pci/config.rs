@@ -61,10 +61,6 @@ pub struct ConfigSpace {
     last_extended: Option<usize>,
 }
 
-/// Header Type, and the bit in it that says that there are more functions.
-const HEADER_TYPE: usize = 0x0e;
-const MULTI_FUNCTION: u8 = 0x80;
-
 impl ConfigSpace {
     /// A type-0 header. `class` is class code, subclass and programming interface.
     pub fn new(vendor: u16, device: u16, class: [u8; 3]) -> Self {
@@ -88,16 +84,6 @@ impl ConfigSpace {
         // Interrupt Line belongs to software.
         space.allow(INTERRUPT_LINE, &[0xff]);
         space
-    }
-
-    /// Says that the device has more functions than this one, function 0.
-    ///
-    /// A scan of the bus looks for functions 1–7 only then.
-    #[must_use]
-    pub fn multi_function(mut self) -> Self {
-        let header_type = self.bytes[HEADER_TYPE] | MULTI_FUNCTION;
-        self.set(HEADER_TYPE, &[header_type]);
-        self
     }
 
     /// Adds a 32-bit, not prefetchable memory BAR, which firmware has put at `address`.

@@ -11,15 +11,21 @@ pub struct Fixed {
 }
 
 impl Fixed {
-    /// The host bridge, 00:00.0. The IOMMU is another function of its device.
+    /// A host bridge: 00:00.0, and function 0 of every device that has no other. The IOMMU is a
+    /// function of such a device.
     pub fn host_bridge() -> Self {
-        Self::with(ConfigSpace::new(0x1022, 0x1450, [0x06, 0x00, 0x00]).multi_function())
+        Self::with(ConfigSpace::new(0x1022, 0x1450, [0x06, 0x00, 0x00]))
     }
 
     /// The SMBus function, 00:14.0: Linux takes interrupt remapping of the IOAPIC for broken
     /// unless the IOAPIC's DeviceID is a real SMBus or ISA function.
     pub fn smbus() -> Self {
         Self::with(ConfigSpace::new(0x1022, 0x790b, [0x0c, 0x05, 0x00]))
+    }
+
+    /// An ISA bridge in the same place, which newer kernels take as well.
+    pub fn isa_bridge() -> Self {
+        Self::with(ConfigSpace::new(0x1022, 0x790e, [0x06, 0x01, 0x00]))
     }
 
     fn with(config: ConfigSpace) -> Self {

@@ -19,6 +19,9 @@ pub use msix::{Msix, Place, Request};
 
 /// Bytes of one function's configuration space.
 pub const CONFIG_SIZE: u64 = 4096;
+/// Header Type, and the bit in it that says that a device has more functions than this one.
+const HEADER_TYPE: u16 = 0x0e;
+const MULTI_FUNCTION: u8 = 0x80;
 /// CONFIG_ADDRESS.
 pub const CONFIG_ADDRESS: u16 = 0xcf8;
 /// CONFIG_DATA, four ports.
@@ -76,6 +79,23 @@ impl PciBus {
         self.functions.push(((segment, id), function));
     }
 
+    /// Gives each device a function 0: a scan of the bus looks no further where there is none.
+    pub fn complete_devices(&mut self) {
+        let places: Vec<Address> = self.functions.iter().map(|(place, _)| *place).collect();
+        for (segment, id) in places {
+            let first = (segment, DeviceId(id.0 & !7));
+            if self.function(first).is_none() {
+                self.add(first.0, first.1, Arc::new(Fixed::host_bridge()));
+            }
+        }
+    }
+
+    /// Whether the device of function 0 has other functions, which are looked for only then.
+    fn has_more(&self, (segment, id): Address) -> bool {
+        let same = |at: &Address| at.0 == segment && at.1.0 & !7 == id.0 && at.1 != id;
+        self.functions.iter().any(|(at, _)| same(at))
+    }
+
     fn function(&self, place: Address) -> Option<&dyn Function> {
         self.functions
             .iter()
@@ -97,7 +117,15 @@ impl PciBus {
     /// Reads configuration space; an absent function reads as all ones (master abort).
     pub fn config_read(&self, place: Address, offset: u16, data: &mut [u8]) {
         match self.function(place) {
-            Some(function) if fits(offset.into(), data.len()) => function.config_read(offset, data),
+            Some(function) if fits(offset.into(), data.len()) => {
+                function.config_read(offset, data);
+                let header_type = HEADER_TYPE.checked_sub(offset).map(usize::from);
+                if let Some(byte) = header_type.and_then(|at| data.get_mut(at))
+                    && self.has_more(place)
+                {
+                    *byte |= MULTI_FUNCTION;
+                }
+            }
             _ => data.fill(0xff),
         }
     }

@@ -2,6 +2,7 @@
 
 mod endpoint;
 mod rig;
+mod topology;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
