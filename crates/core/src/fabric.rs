@@ -6,6 +6,7 @@ use core::marker::PhantomData;
 use amdvi_regs::DeviceId;
 
 use crate::barrier::Barrier;
+use crate::counters::Counters;
 use crate::journal::{Invalidation, Journal};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::view::View;
@@ -18,6 +19,8 @@ pub struct Fabric {
     /// The invalidations of translations. What concerns a whole function (its Device Table Entry,
     /// its interrupts) or everything has generations instead.
     pub journal: Journal,
+    /// The performance counters; none unless [`with_counters`](Self::with_counters) has put some here.
+    pub counters: Counters,
     generation: AtomicU64,
     /// Counts the drains, from 1. An operation notes it down when it begins.
     epoch: AtomicU64,
@@ -30,10 +33,17 @@ impl Fabric {
         Self {
             view,
             journal: Journal::new(),
+            counters: Counters::default(),
             generation: AtomicU64::new(0),
             epoch: AtomicU64::new(1),
             barrier,
         }
+    }
+
+    /// The same with performance counters.
+    #[must_use]
+    pub fn with_counters(self, counters: Counters) -> Self {
+        Self { counters, ..self }
     }
 
     /// The barrier in use.
@@ -46,6 +56,12 @@ impl Fabric {
     pub fn invalidate_all(&self) {
         // Caches that outlive a requester know only the journal.
         self.journal.append(Invalidation::ALL);
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Has every requester look at its caches' validity again before it uses them: that is where those
+    /// look who counts. What requesters keep to themselves is dropped, what they share is not.
+    pub fn wake(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
 

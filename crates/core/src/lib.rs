@@ -8,6 +8,7 @@
 //! - [`dtab`]: from a DeviceID to the address of its DTE.
 //! - [`Fabric`], [`Slot`], [`Requester`]: generations that say whether a cached entry may still be
 //!   used, and the in-flight guard that lets COMPLETION_WAIT mean what it says.
+//! - [`Counters`]: what a guest wants counted.
 //! - [`Journal`]: the invalidations of translations, for caches that keep what was not meant.
 //!
 //! # The protocol
@@ -35,6 +36,7 @@
 extern crate alloc;
 
 mod barrier;
+mod counters;
 pub mod dtab;
 mod fabric;
 mod journal;
@@ -46,6 +48,7 @@ mod view;
 pub use barrier::Barrier;
 #[cfg(loom)]
 pub use barrier::modelled;
+pub use counters::{Counters, Subject};
 pub use fabric::{Fabric, InFlight, Requester, Slot};
 pub use journal::{Invalidation, Journal};
 pub use view::View;

@@ -6,9 +6,10 @@
 
 use std::sync::Arc;
 
-use amdvi_core::{Invalidation, Slot};
+use amdvi_core::{Invalidation, Slot, Subject};
 use amdvi_regs::command::{COMMAND_SIZE, Command, CompletionWait};
 use amdvi_regs::event::{CommandHardwareError, Event, IllegalCommandError};
+use amdvi_regs::mmio::CounterEvent;
 use amdvi_regs::{DeviceId, PhysMemory};
 
 use crate::ats::Message;
@@ -192,17 +193,17 @@ impl Iommu {
                         observers: inner.observers.clone(),
                     });
                 }
-                Command::InvalidateIotlbPages(command) => {
-                    inner.add_invalidation(command, gpa);
-                    inner.advance();
+                Command::InvalidateIotlbPages(iotlb) => {
+                    inner.add_invalidation(iotlb, gpa);
+                    self.retire(inner, &command);
                 }
-                Command::CompletePprRequest(command) => {
-                    inner.advance();
-                    return Step::Tell(inner.respond(command), Arc::new([]));
+                Command::CompletePprRequest(ppr) => {
+                    self.retire(inner, &command);
+                    return Step::Tell(inner.respond(ppr), Arc::new([]));
                 }
                 command => {
                     self.carry_out(inner, &command);
-                    inner.advance();
+                    self.retire(inner, &command);
                 }
             }
         }
@@ -274,7 +275,65 @@ impl Iommu {
                 .registers
                 .set_status(|status| status.with_com_wait_int(true));
         }
+        self.retire(inner, &command.into());
+    }
+
+    /// The head goes past a command that is carried out, and counters count it.
+    fn retire(&self, inner: &mut Inner, command: &Command) {
         inner.advance();
+        let device = |id: u16| Subject {
+            device_id: Some(DeviceId(id)),
+            ..Subject::default()
+        };
+        let pasid = |gn: bool, pasid: u32| gn.then_some(pasid);
+        // Whom it names, whether it invalidates, and whether that is a matter of the IOMMU's TLB.
+        let (subject, invalidates, tlb) = match command {
+            Command::InvalidateDevtabEntry(c) => (device(c.device_id()), true, false),
+            Command::InvalidateInterruptTable(c) => (device(c.device_id()), true, false),
+            Command::InvalidateIommuPages(c) => (
+                Subject {
+                    domain: Some(c.domain_id()),
+                    pasid: pasid(c.gn(), c.pasid()),
+                    ..Subject::default()
+                },
+                true,
+                true,
+            ),
+            Command::InvalidateIommuAll(_) => (Subject::default(), true, true),
+            Command::InvalidateIotlbPages(c) => (
+                Subject {
+                    pasid: pasid(c.gn(), c.pasid()),
+                    ..device(c.device_id())
+                },
+                true,
+                false,
+            ),
+            Command::PrefetchIommuPages(c) => (
+                Subject {
+                    pasid: pasid(c.gn(), c.pasid()),
+                    ..device(c.device_id())
+                },
+                false,
+                c.inval(),
+            ),
+            Command::CompletePprRequest(c) => (
+                Subject {
+                    pasid: pasid(c.gn(), c.pasid()),
+                    ..device(c.device_id())
+                },
+                false,
+                false,
+            ),
+            _ => (Subject::default(), false, false),
+        };
+        for (event, happens) in [
+            (CounterEvent::CmdProcessed, true),
+            (CounterEvent::CmdProcessedInv, invalidates),
+            (CounterEvent::TlbInv, tlb),
+        ] {
+            let n = u64::from(happens);
+            self.fabric.counters.count_quietly(event, n, &subject);
+        }
     }
 
     fn hardware_error(&self, inner: &mut Inner, gpa: u64) {

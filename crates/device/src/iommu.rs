@@ -1,11 +1,12 @@
 //! One IOMMU: what is shared between the vCPUs that program it and the devices behind it.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use amdvi_core::{Barrier, Fabric, Slot, View};
+use amdvi_core::{Barrier, Counters, Fabric, Slot, View};
 use amdvi_dma::Iotlb;
 use amdvi_irt::Delivery;
+use amdvi_regs::event::EventCounterZero;
 use amdvi_regs::mmio::{Control, DeviceTableBase, ExtendedFeature, ExtendedFeature2};
 use amdvi_regs::{DeviceId, PhysMemory, Segment};
 
@@ -87,8 +88,15 @@ impl Iommu {
             mmio_size: options.mmio_size(),
         };
         let view = View::new(offer.efr, offer.efr2);
-        Arc::new(Self {
-            fabric: Arc::new(Fabric::new(view, Barrier::best())),
+        let (banks, per_bank) = offer.counters;
+        Arc::new_cyclic(|iommu: &Weak<Self>| Self {
+            fabric: Arc::new(
+                Fabric::new(view, Barrier::best()).with_counters(Counters::new(
+                    banks,
+                    per_bank,
+                    wrapped(iommu.clone()),
+                )),
+            ),
             iotlb: Arc::new(Iotlb::new(options.iotlb_entries())),
             dma_cache_entries: options.dma_cache_entries(),
             memory,
@@ -151,7 +159,10 @@ impl Iommu {
     /// Reads `data.len()` bytes at `offset` from the MMIO base: any size, any alignment. Holes and
     /// registers that are not offered read as 0.
     pub fn mmio_read(&self, offset: u64, data: &mut [u8]) {
-        mmio::read(&self.lock().registers, &self.offer, offset, data);
+        self.update(|inner| {
+            let counters = &self.fabric.counters;
+            mmio::read(&inner.registers, &self.offer, counters, offset, data);
+        });
     }
 
     /// Writes `data` at `offset` from the MMIO base: any size, any alignment.
@@ -161,7 +172,8 @@ impl Iommu {
     /// calls [`Host::commands_pending`].
     pub fn mmio_write(&self, offset: u64, data: &[u8]) {
         let commands = self.update(|inner| {
-            let effects = mmio::write(&mut inner.registers, &self.offer, offset, data);
+            let counters = &self.fabric.counters;
+            let effects = mmio::write(&mut inner.registers, &self.offer, counters, offset, data);
             self.apply(inner, effects);
             effects.commands
         });
@@ -210,7 +222,7 @@ impl Iommu {
     /// Platform reset: registers, configuration space and MSI capability as after power-on, enabled
     /// at the same base. Endpoints and observers stay; the latter are told that everything changed.
     pub fn reset(&self) {
-        self.replace(Registers::reset());
+        self.replace(Registers::reset(), &[]);
     }
 
     /// Waits until every interrupt and DMA request has ended that began before. What the guest has
@@ -225,7 +237,8 @@ impl Iommu {
     /// it. A command that is waiting for its completion is still at the head, and runs again; an
     /// invalidation that a device has not answered is sent again.
     pub fn save(&self) -> SavedState {
-        SavedState::new(&self.lock().registers, &self.offer)
+        let inner = self.lock();
+        SavedState::new(&inner.registers, self.fabric.counters.save(), &self.offer)
     }
 
     /// Replaces the state by a saved one, as if the guest had done to this device what it did to
@@ -237,20 +250,22 @@ impl Iommu {
     /// [`RestoreError`] if the state is of another version, of a device that offers other features,
     /// or holds a value that no guest could have written; the device is untouched then.
     pub fn restore(&self, state: &SavedState) -> Result<(), RestoreError> {
-        let registers = state.check(&self.offer)?.clone();
+        let (registers, counters) = state.check(&self.offer, &self.fabric.counters)?;
+        let registers = registers.clone();
         let pending = registers.status().cmd_buf_run()
             && (registers.command.head != registers.command.tail
                 || !registers.invalidations.is_empty());
-        self.replace(registers);
+        self.replace(registers, counters);
         if pending {
             self.host.commands_pending();
         }
         Ok(())
     }
 
-    fn replace(&self, registers: Registers) {
+    fn replace(&self, registers: Registers, counters: &[u64]) {
         let (_, emission) = self.locked(|inner| {
             inner.registers = registers;
+            self.fabric.counters.restore(counters);
             self.apply(
                 inner,
                 Effects {
@@ -258,6 +273,7 @@ impl Iommu {
                     translation: true,
                     commands: false,
                     commands_moved: true,
+                    counting: true,
                 },
             );
         });
@@ -288,6 +304,9 @@ impl Iommu {
             // another vCPU overtake it, that one announces the same before its store.
             inner.changes = Changes::All;
         }
+        if effects.counting {
+            self.fabric.wake();
+        }
         if effects.commands_moved {
             inner.epoch += 1;
             // Whatever is at the head now may not have to wait.
@@ -306,6 +325,12 @@ impl Iommu {
         let mut inner = self.lock();
         let before = inner.registers.interrupt_conditions();
         let result = change(&mut inner);
+        for note in self.fabric.counters.wrapped() {
+            let event = EventCounterZero::new()
+                .with_note_51_32((note >> 32) as u32)
+                .with_note_31_0(note as u32);
+            inner.registers.log_event(&*self.memory, &event.into());
+        }
         let raised = inner.registers.interrupt_conditions() & !before;
         let interrupts = inner.registers.own_interrupts(raised);
         let announce = std::mem::take(&mut inner.announce).then(|| inner.observers.clone());
@@ -338,6 +363,15 @@ impl Iommu {
         let (result, emission) = self.locked(change);
         self.emit(emission);
         result
+    }
+}
+
+/// What happens when a counter has wrapped: whoever takes the lock reports it.
+fn wrapped(iommu: Weak<Iommu>) -> impl Fn() + Send + Sync {
+    move || {
+        if let Some(iommu) = iommu.upgrade() {
+            iommu.update(|_| {});
+        }
     }
 }
 

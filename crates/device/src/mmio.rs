@@ -4,7 +4,8 @@
 //! bits it covers, and each register merges it by its own rules, so that a 4-byte write to one half
 //! never touches the other half.
 
-use amdvi_regs::mmio::{Control, Status, offset};
+use amdvi_core::{Counters, Subject};
+use amdvi_regs::mmio::{Control, CounterEvent, Status, offset};
 
 use crate::pci;
 use crate::state::{
@@ -24,6 +25,8 @@ pub(crate) struct Effects {
     pub(crate) commands: bool,
     /// A command in flight is no longer the one at the head.
     pub(crate) commands_moved: bool,
+    /// Other events are counted than before.
+    pub(crate) counting: bool,
 }
 
 impl Effects {
@@ -32,6 +35,7 @@ impl Effects {
         self.translation |= other.translation;
         self.commands |= other.commands;
         self.commands_moved |= other.commands_moved;
+        self.counting |= other.counting;
     }
 }
 
@@ -63,7 +67,13 @@ impl Write {
 }
 
 /// Reads `data.len()` bytes; outside the register file and in holes they are 0.
-pub(crate) fn read(registers: &Registers, offer: &Offer, at: u64, data: &mut [u8]) {
+pub(crate) fn read(
+    registers: &Registers,
+    offer: &Offer,
+    counters: &Counters,
+    at: u64,
+    data: &mut [u8],
+) {
     let mut quad = None;
     for (i, byte) in data.iter_mut().enumerate() {
         let Some(at) = at.checked_add(i as u64) else {
@@ -74,7 +84,10 @@ pub(crate) fn read(registers: &Registers, offer: &Offer, at: u64, data: &mut [u8
         let value = match quad {
             Some((known, value)) if known == base => value,
             _ => {
-                let value = read_quad(registers, offer, base);
+                let value = match outside(counters, base) {
+                    Some(counters) => counters.read(base),
+                    None => read_quad(registers, offer, base),
+                };
                 quad = Some((base, value));
                 value
             }
@@ -84,12 +97,18 @@ pub(crate) fn read(registers: &Registers, offer: &Offer, at: u64, data: &mut [u8
 }
 
 /// Writes `data`, quadword by quadword in ascending order.
-pub(crate) fn write(registers: &mut Registers, offer: &Offer, at: u64, data: &[u8]) -> Effects {
+pub(crate) fn write(
+    registers: &mut Registers,
+    offer: &Offer,
+    counters: &Counters,
+    at: u64,
+    data: &[u8],
+) -> Effects {
     let mut effects = Effects::default();
     let mut i = 0;
     while i < data.len() {
         let base = at.wrapping_add(i as u64) & !7;
-        if base >= offset::REGION_SIZE {
+        if base >= offer.mmio_size {
             break;
         }
         let mut write = Write { value: 0, mask: 0 };
@@ -103,9 +122,23 @@ pub(crate) fn write(registers: &mut Registers, offer: &Offer, at: u64, data: &[u
             write.mask |= 0xff << shift;
             i += 1;
         }
-        effects.merge(write_quad(registers, offer, base, write));
+        effects.merge(match outside(counters, base) {
+            Some(counters) => Effects {
+                counting: counters.write(base, write.value, write.mask),
+                ..Effects::default()
+            },
+            None => write_quad(registers, offer, base, write),
+        });
     }
     effects
+}
+
+/// The registers of counters are theirs. Accesses to 1FF8h, where there is nothing, are counted.
+fn outside(counters: &Counters, base: u64) -> Option<&Counters> {
+    if base == offset::RESERVED_1FF8 {
+        counters.count_quietly(CounterEvent::IgnRdWrMmio1ff8h, 1, &Subject::default());
+    }
+    (base >= offset::COUNTER_CONFIG).then_some(counters)
 }
 
 /// Device table segments beyond the first that exist.

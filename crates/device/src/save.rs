@@ -3,6 +3,7 @@
 //! A saved state is as untrusted as a guest: it may come from another host. Only states that a
 //! guest could have produced by register writes are taken.
 
+use amdvi_core::Counters;
 use amdvi_regs::mmio::{Control, RingBase, Status};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,9 @@ pub struct SavedState {
     #[serde(default)]
     perf_counters: (u8, u8),
     registers: Registers,
+    /// As [`Counters::save`] gives them.
+    #[serde(default)]
+    counters: Vec<u64>,
 }
 
 /// A saved state that this device does not take.
@@ -74,7 +78,11 @@ impl SavedState {
     /// The oldest version that is read.
     pub const OLDEST: u32 = 1;
 
-    pub(crate) fn new(registers: &Registers, offer: &Offer) -> Self {
+    pub(crate) fn new(
+        registers: &Registers,
+        counters: impl Iterator<Item = u64>,
+        offer: &Offer,
+    ) -> Self {
         Self {
             version: Self::VERSION,
             efr: offer.efr.into_bits(),
@@ -90,10 +98,15 @@ impl SavedState {
                     .collect(),
                 ..registers.clone()
             },
+            counters: counters.collect(),
         }
     }
 
-    pub(crate) fn check(&self, offer: &Offer) -> Result<&Registers, RestoreError> {
+    pub(crate) fn check(
+        &self,
+        offer: &Offer,
+        counters: &Counters,
+    ) -> Result<(&Registers, &[u64]), RestoreError> {
         if !(Self::OLDEST..=Self::VERSION).contains(&self.version) {
             return Err(RestoreError::Version {
                 found: self.version,
@@ -129,7 +142,12 @@ impl SavedState {
             }
         }
         check_registers(&self.registers, offer)?;
-        Ok(&self.registers)
+        ensure(
+            counters.accepts(&self.counters),
+            "performance counters",
+            self.counters.len() as u64,
+        )?;
+        Ok((&self.registers, &self.counters))
     }
 }
 

@@ -21,14 +21,18 @@ const RQ_EOI: u32 = 42;
 const KEY_DM: u32 = 43;
 const EPOCH: u32 = 44; // [63:44]; 0 never matches
 const EPOCH_FIRST: u64 = 1 << EPOCH;
-const EPOCH_LAST: u64 = u64::MAX << EPOCH;
+/// No entry ever has it: with this one every look-up misses.
+const EPOCH_NEVER: u64 = u64::MAX << EPOCH;
+const EPOCH_LAST: u64 = EPOCH_NEVER - EPOCH_FIRST;
 
 /// A direct-mapped cache of remapped deliveries, indexed by data\[10:0\].
 pub(crate) struct Cache {
     entries: Box<[u64]>,
     generation: u64,
-    /// The current epoch in its place within an entry.
+    /// The current epoch in its place within an entry; [`EPOCH_NEVER`] while requests are counted.
     epoch: u64,
+    /// Then it is here.
+    counted_epoch: Option<u64>,
 }
 
 impl Cache {
@@ -38,6 +42,7 @@ impl Cache {
             entries: vec![0; entries.min(2048)].into_boxed_slice(),
             generation: 0,
             epoch: EPOCH_FIRST,
+            counted_epoch: None,
         }
     }
 
@@ -56,11 +61,40 @@ impl Cache {
     #[cold]
     fn next_epoch(&mut self, generation: u64) {
         self.generation = generation;
-        if self.epoch == EPOCH_LAST {
+        let epoch = self.counted_epoch.as_mut().unwrap_or(&mut self.epoch);
+        if *epoch == EPOCH_LAST {
             self.entries.fill(0);
-            self.epoch = 0;
+            *epoch = 0;
         }
-        self.epoch += EPOCH_FIRST;
+        *epoch += EPOCH_FIRST;
+    }
+
+    /// While requests are counted, [`get`](Self::get) finds nothing, so that every request goes where
+    /// it can be counted; [`get_counted`](Self::get_counted) finds what is there.
+    pub(crate) fn set_counting(&mut self, on: bool) {
+        match self.counted_epoch {
+            None if on => {
+                self.counted_epoch = Some(core::mem::replace(&mut self.epoch, EPOCH_NEVER));
+            }
+            Some(epoch) if !on => {
+                self.epoch = epoch;
+                self.counted_epoch = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// [`get`](Self::get) while requests are counted.
+    pub(crate) fn get_counted(&mut self, msi: Msi) -> Option<Delivery> {
+        self.with_true_epoch(|cache| cache.get(msi))
+    }
+
+    fn with_true_epoch<R>(&mut self, look: impl FnOnce(&mut Self) -> R) -> R {
+        let counting = self.counted_epoch.is_some();
+        self.set_counting(false);
+        let result = look(self);
+        self.set_counting(counting);
+        result
     }
 
     /// The bits of an entry's word that must match for `msi`, in place.
@@ -108,7 +142,7 @@ impl Cache {
     /// Keeps the IRTE's part of `delivery`. It must have been read after the generation given to
     /// [`sync`](Self::sync).
     pub(crate) fn put(&mut self, msi: Msi, delivery: &Delivery) {
-        let key = self.key(msi);
+        let key = self.with_true_epoch(|cache| cache.key(msi));
         let index = usize::from(MsiData::from_bits(msi.data).irte_index());
         if let Some(entry) = self.entries.get_mut(index) {
             *entry = key
@@ -216,6 +250,26 @@ mod tests {
         // Epoch 2, the one of the first entry, comes again.
         cache.sync(3);
         assert_eq!(cache.get(MSI), None);
+    }
+
+    #[test]
+    fn while_requests_are_counted_only_those_who_count_find_anything() {
+        let mut cache = Cache::new(2048);
+        cache.sync(1);
+        cache.put(MSI, &delivery(1));
+        cache.set_counting(true);
+        cache.sync(1);
+        assert_eq!(cache.get(MSI), None);
+        assert_eq!(cache.get_counted(MSI), Some(delivery(1)));
+        let other = Msi { data: 3, ..MSI };
+        cache.put(other, &delivery(2));
+        cache.set_counting(false);
+        assert_eq!(cache.get(MSI), Some(delivery(1)));
+        assert!(cache.get(other).is_some());
+        cache.set_counting(true);
+        cache.sync(2);
+        assert_eq!(cache.get_counted(MSI), None);
+        assert_eq!(Cache::new(2048).get(MSI), None);
     }
 
     #[test]

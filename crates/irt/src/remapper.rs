@@ -3,9 +3,10 @@
 use alloc::sync::Arc;
 use core::fmt;
 
-use amdvi_core::{Fabric, InFlight, Requester, Slot, View};
+use amdvi_core::{Fabric, InFlight, Requester, Slot, Subject};
 use amdvi_regs::log::GaLogEntry;
-use amdvi_regs::msi::Msi;
+use amdvi_regs::mmio::CounterEvent;
+use amdvi_regs::msi::{DeliveryMode, Msi, MsiData, is_msi_address};
 use amdvi_regs::{DeviceId, PhysMemory};
 
 use crate::cache::Cache;
@@ -90,7 +91,7 @@ impl Remapper {
             Some(delivery) => Outcome::Deliver(delivery),
             None => miss(
                 &mut self.cache,
-                in_flight.view(),
+                in_flight.fabric(),
                 in_flight.slot(),
                 memory,
                 msi,
@@ -131,16 +132,66 @@ impl Remapper {
 #[inline(never)]
 fn miss(
     cache: &mut Cache,
-    view: &View,
+    fabric: &Fabric,
     slot: &Slot,
     memory: &(impl PhysMemory + ?Sized),
     msi: Msi,
 ) -> Outcome {
-    let walked = walk::message(view, memory, slot.device_id(), msi, Purpose::Deliver);
-    if let (true, Outcome::Deliver(delivery)) = (walked.cacheable, &walked.outcome) {
-        cache.put(msi, delivery);
+    let counting = fabric.counters.interrupts();
+    cache.set_counting(counting);
+    let cached = if counting {
+        cache.get_counted(msi)
+    } else {
+        None
+    };
+    let (outcome, remapped) = match cached {
+        Some(delivery) => (Outcome::Deliver(delivery), true),
+        None => {
+            let walked = walk::message(
+                &fabric.view,
+                memory,
+                slot.device_id(),
+                msi,
+                Purpose::Deliver,
+            );
+            if let (true, Outcome::Deliver(delivery)) = (walked.cacheable, &walked.outcome) {
+                cache.put(msi, delivery);
+            }
+            (walked.outcome, walked.cacheable)
+        }
+    };
+    if counting {
+        count(fabric, slot, msi, cached.is_some(), remapped, &outcome);
     }
-    walked.outcome
+    outcome
+}
+
+/// Counts an interrupt request. What a cached IRTE answers needs no DTE: that is a hit.
+fn count(fabric: &Fabric, slot: &Slot, msi: Msi, cached: bool, remapped: bool, outcome: &Outcome) {
+    let control = fabric.view.control();
+    if !control.iommu_en() || !is_msi_address(msi.address) {
+        return;
+    }
+    let subject = Subject {
+        device_id: Some(slot.device_id()),
+        ..Subject::default()
+    };
+    let event = |event| fabric.counters.count(event, 1, &subject);
+    event(if cached {
+        CounterEvent::IntDteHit
+    } else {
+        CounterEvent::IntDteMis
+    });
+    let data = MsiData::from_bits(msi.data);
+    let smi = DeliveryMode::from_bits(data.delivery_mode()) == DeliveryMode::Smi;
+    match outcome {
+        Outcome::Posted(_) => event(CounterEvent::VapicIntGuest),
+        Outcome::Deliver(_) if remapped && control.ga_en() => {
+            event(CounterEvent::VapicIntNonGuest);
+        }
+        Outcome::Deliver(_) if smi && !remapped => event(CounterEvent::SmiRecv),
+        Outcome::Deliver(_) | Outcome::Blocked(_) => {}
+    }
 }
 
 impl Clone for Remapper {

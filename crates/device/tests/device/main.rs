@@ -2,6 +2,7 @@
 
 mod ats;
 mod commands;
+mod counters;
 mod dma;
 mod endpoint;
 mod fuzz;

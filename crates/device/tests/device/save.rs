@@ -304,7 +304,7 @@ fn a_state_of_version_1_is_one_of_a_device_without_the_newer_features() {
     for field in ["ppr", "invalidations"] {
         old["registers"].as_object_mut().unwrap().remove(field);
     }
-    for field in ["device_iotlb", "perf_counters"] {
+    for field in ["device_iotlb", "perf_counters", "counters"] {
         old.as_object_mut().unwrap().remove(field);
     }
     let old: SavedState = serde_json::from_value(old).unwrap();

@@ -401,9 +401,9 @@ counter_events! {
     TlbInv = 0x13, "tlb_inv";
     /// 14h: accesses to MMIO 1FF8h.
     IgnRdWrMmio1ff8h = 0x14, "ign_rd_wr_mmio_1ff8h";
-    /// 15h: guest virtual APIC interrupts of processors that do not run.
+    /// 15h: interrupts remapped by a 128-bit entry with GuestMode = 0.
     VapicIntNonGuest = 0x15, "vapic_int_non_guest";
-    /// 16h: guest virtual APIC interrupts of running processors.
+    /// 16h: interrupts posted to a guest virtual APIC, GuestMode = 1.
     VapicIntGuest = 0x16, "vapic_int_guest";
     /// 17h: SMIs received.
     SmiRecv = 0x17, "smi_recv";

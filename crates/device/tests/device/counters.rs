@@ -1,0 +1,263 @@
+//! Performance counters: registers, what is counted, filters, wraps.
+
+use amdvi_device::Signal;
+use amdvi_regs::DeviceId;
+use amdvi_regs::command::{Command, CompletionWait, InvalidateIommuPages};
+use amdvi_regs::mmio::{CounterAddress, CounterEvent, CounterFunction, offset};
+
+use crate::rig::*;
+
+const COUNTED: &str = "amd-iommu,vapic=on,perf-counters=2x4";
+
+pub(crate) fn register(bank: u8, counter: u8, function: CounterFunction) -> u64 {
+    CounterAddress {
+        bank,
+        counter,
+        function,
+    }
+    .offset()
+}
+
+/// Lets counter `n` of bank 1 count `event` from 0.
+pub(crate) fn count(rig: &Rig, n: u8, event: CounterEvent) {
+    rig.write(register(1, n, CounterFunction::Value), 0);
+    rig.write(register(1, n, CounterFunction::Source), event.bits().into());
+}
+
+pub(crate) fn counted(rig: &Rig, n: u8) -> u64 {
+    rig.read(register(1, n, CounterFunction::Value))
+}
+
+#[test]
+fn the_configuration_register_says_how_many_there_are() {
+    let rig = Rig::new(COUNTED);
+    assert_eq!(rig.read(offset::COUNTER_CONFIG), 4 << 7 | 2 << 12);
+    rig.write(offset::COUNTER_CONFIG, 0);
+    assert_eq!(rig.read(offset::COUNTER_CONFIG), 4 << 7 | 2 << 12);
+    assert_eq!(rig.iommu.mmio_size(), 0x8_0000);
+    // Without the feature there is nothing there.
+    let none = Rig::new("amd-iommu");
+    none.write(0x4_0000, 5);
+    assert_eq!((none.read(0x4_0000), none.read(0x4000)), (0, 0));
+}
+
+#[test]
+fn registers_take_halves_as_linux_writes_them_and_only_defined_bits() {
+    let rig = Rig::new(COUNTED);
+    for (function, mask) in [
+        (CounterFunction::Value, 0x0000_ffff_ffff_ffff),
+        (CounterFunction::Source, 0x0000_0000_c000_00ff),
+        (CounterFunction::PasidMatch, 0x000f_ffff_800f_ffff),
+        (CounterFunction::DomainMatch, 0x0000_ffff_8000_ffff),
+        (CounterFunction::DeviceIdMatch, 0x0000_ffff_8000_ffff),
+        (CounterFunction::Report, 0x800f_ffff_ffff_ffff),
+    ] {
+        let at = register(1, 3, function);
+        rig.write32(at, u32::MAX);
+        rig.write32(at + 4, u32::MAX);
+        assert_eq!(rig.read(at), mask, "{function}");
+        assert_eq!(rig.read32(at + 4), (mask >> 32) as u32);
+        rig.write32(at, 0);
+        assert_eq!(rig.read(at), mask >> 32 << 32, "{function}");
+    }
+    for at in [register(0, 4, CounterFunction::Value), 0x4_2000, 0x7_ff00] {
+        rig.write(at, u64::MAX);
+        assert_eq!(rig.read(at), 0, "{at:#x}");
+    }
+}
+
+#[test]
+fn commands_are_counted_as_perf_reads_them() {
+    let rig = Rig::enabled(COUNTED);
+    count(&rig, 0, CounterEvent::CmdProcessed);
+    count(&rig, 1, CounterEvent::CmdProcessedInv);
+    count(&rig, 2, CounterEvent::TlbInv);
+    rig.submit(&[
+        Command::from(invalidate_dte(NIC)),
+        invalidate_irt(NIC).into(),
+        InvalidateIommuPages::new().with_domain_id(3).into(),
+        invalidate_all().into(),
+        CompletionWait::new().with_i(true).into(),
+        // Illegal commands are not carried out.
+        Command::decode([0, 0]),
+    ]);
+    assert_eq!([0, 1, 2].map(|n| counted(&rig, n)), [5, 4, 2]);
+    // perf stops a counter by its source and starts from what it likes.
+    rig.write(register(1, 0, CounterFunction::Source), 0);
+    rig.set_control(|c| c.with_cmd_buf_en(false));
+    rig.write32(offset::COMMAND_HEAD, 0);
+    rig.write32(offset::COMMAND_TAIL, 0);
+    rig.set_control(|c| c.with_cmd_buf_en(true));
+    rig.completion_wait();
+    assert_eq!(counted(&rig, 0), 5);
+}
+
+#[test]
+fn a_counter_limited_to_a_function_or_a_domain_counts_only_its_commands() {
+    let rig = Rig::enabled(COUNTED);
+    for n in 0..3 {
+        count(&rig, n, CounterEvent::CmdProcessed);
+    }
+    let device = u64::from(NIC.0) | 1 << 31 | 0xffff << 32;
+    rig.write(register(1, 0, CounterFunction::DeviceIdMatch), device);
+    let domain = 3 | 1 << 31 | 0xffff << 32;
+    rig.write(register(1, 1, CounterFunction::DomainMatch), domain);
+    // A mask of one bit: odd domains.
+    let odd = 1 | 1 << 31 | 1 << 32;
+    rig.write(register(1, 2, CounterFunction::DomainMatch), odd);
+    rig.submit(&[
+        Command::from(invalidate_dte(NIC)),
+        invalidate_irt(DeviceId(1)).into(),
+        InvalidateIommuPages::new().with_domain_id(3).into(),
+        InvalidateIommuPages::new().with_domain_id(5).into(),
+        InvalidateIommuPages::new().with_domain_id(6).into(),
+        invalidate_all().into(),
+    ]);
+    assert_eq!([0, 1, 2].map(|n| counted(&rig, n)), [1, 1, 2]);
+}
+
+#[test]
+fn accesses_to_1ff8_are_counted_and_do_nothing() {
+    let rig = Rig::new(COUNTED);
+    count(&rig, 0, CounterEvent::IgnRdWrMmio1ff8h);
+    rig.write(offset::RESERVED_1FF8, u64::MAX);
+    assert_eq!(rig.read(offset::RESERVED_1FF8), 0);
+    rig.write32(offset::RESERVED_1FF8, 1);
+    assert_eq!(counted(&rig, 0), 3);
+}
+
+#[test]
+fn interrupts_hit_and_miss_as_they_do_uncounted() {
+    let rig = Rig::enabled(COUNTED);
+    rig.remap_interrupts(NIC, 9);
+    for index in 0..4 {
+        rig.set_irte32(index, fixed(0x40 + index as u8, 0));
+    }
+    let mut nic = rig.nic();
+    let mut send = |n: u32| {
+        let Signal::Delivered(delivery) = nic.signal(msi(n)) else {
+            panic!()
+        };
+        assert_eq!(u32::from(delivery.vector), 0x40 + n);
+    };
+    // Before and after counting they go the short way.
+    send(0);
+    send(0);
+    count(&rig, 0, CounterEvent::IntDteHit);
+    count(&rig, 1, CounterEvent::IntDteMis);
+    for _ in 0..10 {
+        send(0);
+        send(1);
+    }
+    assert_eq!([0, 1].map(|n| counted(&rig, n)), [18, 2]);
+    rig.submit(&[invalidate_irt(NIC)]);
+    send(1);
+    send(1);
+    assert_eq!([0, 1].map(|n| counted(&rig, n)), [19, 3]);
+    for n in 0..2 {
+        rig.write(register(1, n, CounterFunction::Source), 0);
+    }
+    send(1);
+    send(2);
+    assert_eq!([0, 1].map(|n| counted(&rig, n)), [19, 3]);
+    // An interrupt of an IOMMU that is off concerns nobody.
+    count(&rig, 1, CounterEvent::IntDteMis);
+    rig.set_control(|c| c.with_iommu_en(false));
+    nic.signal(msi(0x31));
+    assert_eq!(counted(&rig, 1), 0);
+}
+
+#[test]
+fn guest_mode_interrupts_are_told_from_others() {
+    use amdvi_regs::irte::{Irte128Hi, Irte128Lo};
+    let rig = Rig::enabled(COUNTED);
+    rig.set_control(|c| c.with_ga_en(true).with_gam_en(1));
+    rig.remap_interrupts(NIC, 9);
+    let remapped = Irte128Lo::new().with_remap_en(true);
+    let posted = Irte128Lo::from_bits(1 | 1 << 7 | 1 << 6);
+    let high = Irte128Hi::new().with_vector(0x45);
+    rig.set_irte128(0, remapped, high);
+    rig.set_irte128(1, posted, high.with_ga_root(BACKING >> 12));
+    count(&rig, 0, CounterEvent::VapicIntNonGuest);
+    count(&rig, 1, CounterEvent::VapicIntGuest);
+    count(&rig, 2, CounterEvent::SmiRecv);
+    let mut nic = rig.nic();
+    for _ in 0..3 {
+        nic.signal(msi(0));
+        assert_eq!(nic.signal(msi(1)), Signal::Posted);
+    }
+    nic.signal(msi(2 << 8));
+    nic.signal(msi(7));
+    assert_eq!([0, 1, 2].map(|n| counted(&rig, n)), [3, 3, 1]);
+}
+
+#[test]
+fn a_wrap_is_an_event_with_the_counter_s_note_if_it_asks_for_it() {
+    let rig = Rig::enabled(COUNTED);
+    rig.remap_interrupts(NIC, 9);
+    let mut nic = rig.nic();
+    rig.set_control(|c| c.with_event_int_en(true));
+    rig.enable_msi(0x51);
+    for (event, report) in [
+        // By the device and by an interrupt on its way; and one that wants no event.
+        (CounterEvent::CmdProcessed, 1 << 63 | 0x1_2345_6789_abcd),
+        (CounterEvent::IntDteMis, 1 << 63 | 0x1_2345_6789_abcd),
+        (CounterEvent::CmdProcessed, 0x1_2345_6789_abcd),
+    ] {
+        rig.write(register(1, 0, CounterFunction::Report), report);
+        count(&rig, 0, event);
+        let start = (1 << 48) - 1;
+        rig.write(register(1, 0, CounterFunction::Value), start);
+        let mut events = Vec::new();
+        if event == CounterEvent::CmdProcessed {
+            rig.submit(&[CompletionWait::new()]);
+        } else {
+            nic.signal(msi(0));
+            // The interrupt itself faults.
+            events.push(2);
+        }
+        assert_eq!(counted(&rig, 0), 0);
+        if report >> 63 == 1 {
+            events.push(0xa);
+            assert_eq!(rig.take_vectors().last(), Some(&0x51));
+        }
+        let logged = rig.take_events();
+        let mut codes: Vec<_> = logged.iter().map(|e| e.words()[0] >> 60).collect();
+        codes.sort_unstable();
+        assert_eq!(codes, events);
+        for words in logged.iter().map(|event| event.words()) {
+            if words[0] >> 60 == 0xa {
+                // CounterNote[51:32] in [83:64], [31:0] in [127:96].
+                assert_eq!(words, [0xa << 60, 0x6789_abcd_0001_2345]);
+            }
+        }
+        rig.write32(offset::STATUS, 3);
+    }
+}
+
+#[test]
+fn counters_move_with_the_state_and_count_on() {
+    let rig = Rig::enabled(COUNTED);
+    count(&rig, 2, CounterEvent::CmdProcessed);
+    rig.write(offset::COUNTER_DOMAIN_LOCK, 2);
+    rig.completion_wait();
+    let other = Rig {
+        memory: rig.memory.clone(),
+        ..Rig::new(COUNTED)
+    };
+    let other = Rig {
+        iommu: amdvi_device::Iommu::new(
+            &COUNTED.parse().unwrap(),
+            rig.memory.clone(),
+            other.host.clone(),
+        ),
+        ..other
+    };
+    other.iommu.restore(&rig.iommu.save()).unwrap();
+    assert_eq!(counted(&other, 2), 1);
+    assert_eq!(other.read(offset::COUNTER_DOMAIN_LOCK), 2);
+    other.completion_wait();
+    assert_eq!(counted(&other, 2), 2);
+    other.iommu.reset();
+    assert_eq!(other.iommu.save(), Rig::new(COUNTED).iommu.save());
+}
