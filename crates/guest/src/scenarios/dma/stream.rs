@@ -157,7 +157,8 @@ impl Stream {
         Self::reach(m, sent + 1)?;
         let aborted = m.dev.read64(m.p, reg::DMA_STORM_ABORTED);
         let sent = m.dev.read64(m.p, reg::DMA_STORM_SENT);
-        Self::reach(m, sent + count)?;
+        // An abort is counted before its write is: the first one may have been counted already.
+        Self::reach(m, sent + 1 + count)?;
         Ok(m.dev.read64(m.p, reg::DMA_STORM_ABORTED) - aborted)
     }
 
