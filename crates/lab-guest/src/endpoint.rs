@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use amdvi_guest::endpoint::dma::{LIMIT, channel, op, status};
 use amdvi_guest::endpoint::{
     BAR0_SIZE, DEVICE_ID, DMA_BUFFER_SIZE, ID_VALUE, VENDOR_ID, outcome, reg,
 };
@@ -13,8 +14,10 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::vfio::{Device, Shared};
 
 const BAR0: u32 = 0;
-/// Patience with a transfer: it is done when the write of the command returns.
-const DMA: Duration = Duration::from_secs(5);
+/// Patience with a transfer.
+const DMA: Duration = Duration::from_secs(20);
+/// How often one looks whether it has ended.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// An endpoint that is owned through vfio-pci.
 pub(crate) struct Endpoint {
@@ -142,7 +145,38 @@ impl Endpoint {
                 status if Instant::now() > until => {
                     bail!("DMA at {iova:#x} does not end: DMA_STATUS is {status}")
                 }
-                _ => std::thread::sleep(Duration::from_millis(1)),
+                _ => std::thread::sleep(LOOK),
+            }
+        }
+    }
+
+    /// Lets the first DMA channel write the pattern of `seed`, see [`amdvi_guest::endpoint::dma`].
+    /// How far it came: the bytes, and the IOVA that was aborted if it did not come to the end.
+    pub(crate) fn dma_fill(&self, iova: u64, length: u64, seed: u64) -> Result<(u64, Option<u64>)> {
+        ensure!(
+            length > 0 && length <= u64::from(LIMIT),
+            "a DMA channel fills {LIMIT:#x} bytes at a time, not {length:#x}"
+        );
+        let at = |register| reg::DMA_CHANNEL_0 + register;
+        self.set64(at(channel::TARGET), iova)?;
+        self.set(at(channel::LENGTH), length as u32)?;
+        self.set64(at(channel::OPERAND), seed)?;
+        self.set(at(channel::INTERRUPT), 0)?;
+        self.set(at(channel::PASID), 0)?;
+        self.set(at(channel::OPERATION), op::FILL)?;
+        let until = Instant::now() + DMA;
+        loop {
+            match self.get(at(channel::STATUS))? {
+                status::DONE => return Ok((self.get64(at(channel::DONE))?, None)),
+                status::ABORTED => {
+                    let fault = self.get64(at(channel::FAULT_IOVA))?;
+                    return Ok((self.get64(at(channel::DONE))?, Some(fault)));
+                }
+                status::RUNNING if Instant::now() < until => std::thread::sleep(LOOK),
+                status => bail!(
+                    "a fill of {length:#x} bytes at {iova:#x} has status {status} after {} bytes",
+                    self.get64(at(channel::DONE))?
+                ),
             }
         }
     }

@@ -15,7 +15,7 @@ pub struct Record {
     pub sequence: u64,
     /// Microseconds since the kernel started its clock.
     pub micros: u64,
-    /// The text, without its time stamp; a character that is not printable stands as `\x1b`.
+    /// The text, without its time stamp.
     pub text: String,
 }
 
@@ -31,9 +31,23 @@ impl Record {
             facility: prefix >> 3,
             sequence: fields.next()?.parse().ok()?,
             micros: fields.next()?.parse().ok()?,
-            text: text.lines().next().unwrap_or_default().to_owned(),
+            text: plain(text.lines().next().unwrap_or_default()),
         })
     }
+}
+
+/// The text that the kernel has escaped: what is not printable, and a backslash, as `\x5c`.
+fn plain(escaped: &str) -> String {
+    let mut bytes = Vec::with_capacity(escaped.len());
+    let mut rest = escaped.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let code = after.strip_prefix(b"x").and_then(|hex| hex.get(..2));
+        let code = code.filter(|_| byte == b'\\');
+        let code = code.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+        bytes.push(code.unwrap_or(byte));
+        rest = if code.is_some() { &after[3..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// All that is in the log.
@@ -79,6 +93,8 @@ mod tests {
             (user.level, user.facility, user.text.as_str()),
             (4, 1, "a; b")
         );
+        let escaped = Record::parse(r"6,1,0,-;\x09a \x5c_SB_ \xc3\xbc \x \y").unwrap();
+        assert_eq!(escaped.text, "\ta \\_SB_ ü \\x \\y");
         assert_eq!(Record::parse("6,x,0,-;a"), None);
         assert_eq!(Record::parse("nothing"), None);
     }

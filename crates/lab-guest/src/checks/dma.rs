@@ -1,5 +1,6 @@
 //! DMA of the test endpoint, through mappings that this program makes.
 
+use amdvi_guest::endpoint::dma::LIMIT;
 use amdvi_lab_guest::data::{differs, fill};
 use amdvi_lab_guest::events::{PageFault, READ_NOT_PRESENT, WRITE_NOT_PRESENT};
 use amdvi_lab_guest::plan::{UnmapFault, VfioDma};
@@ -15,6 +16,8 @@ const PAGE: u64 = 4096;
 const SHORT: usize = 64;
 /// Bytes of a transfer across the border of two pages.
 const LONG: usize = 2048;
+/// Pages of a large mapping that are looked at.
+const SAMPLES: u64 = 64;
 /// What memory has where no DMA goes.
 const UNTOUCHED: u8 = 0xa5;
 
@@ -45,6 +48,7 @@ pub(super) fn check(want: &VfioDma) -> Result<String> {
                 );
                 device.map(at, &memory, 0, size)?;
                 job.probe(at, 0, size)
+                    .and_then(|()| job.whole(at, size))
                     .with_context(|| format!("{size:#x} bytes mapped at IOVA {at:#x}"))?;
                 device.unmap(at, size)?;
                 mappings += 1;
@@ -161,6 +165,38 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// All of a mapping of the memory's start, written by the endpoint at once. The processor looks
+    /// at some of the pages, whole.
+    fn whole(&mut self, iova: u64, size: u64) -> Result<()> {
+        if size > u64::from(LIMIT) {
+            return Ok(());
+        }
+        self.seed += 1;
+        let filled = self.endpoint.dma_fill(iova, size, self.seed)?;
+        ensure!(
+            filled == (size, None),
+            "a fill of all of it came to {:#x} bytes, aborted {:#x?}",
+            filled.0,
+            filled.1
+        );
+        let mut page = [0; PAGE as usize];
+        let pages = size / PAGE;
+        for n in (0..pages)
+            .step_by((pages / SAMPLES).max(1) as usize)
+            .chain([pages - 1])
+        {
+            self.memory.read(n * PAGE, &mut page)?;
+            if let Some(at) = differs(self.seed, n * PAGE, &page) {
+                bail!(
+                    "memory has not what the endpoint filled, at {:#x}",
+                    n * PAGE + at as u64
+                );
+            }
+        }
+        self.transfers += 1;
+        Ok(())
+    }
+
     /// A page at each IOVA, all of them at a time: none is another. Returns the paging mode while
     /// all are mapped, if the kernel shows it.
     fn side_by_side(&mut self, iovas: &[u64]) -> Result<Option<u8>> {
@@ -197,7 +233,7 @@ impl Job<'_> {
 pub(super) fn check_fault(want: &UnmapFault, context: &Context) -> Result<String> {
     let endpoint = Endpoint::open(want.target)?;
     let device = endpoint.device();
-    let memory = Memory::new(PAGE)?;
+    let memory = Memory::new(2 * PAGE)?;
     let mut domains = Vec::new();
     for &iova in &want.iovas {
         let mut job = Job {
@@ -228,7 +264,8 @@ pub(super) fn check_fault(want: &UnmapFault, context: &Context) -> Result<String
             seen == [UNTOUCHED; SHORT],
             "the write that was aborted changed memory"
         );
-        let faults = faults(&mark, &endpoint, iova, context)?;
+        let expected = [(iova, WRITE_NOT_PRESENT), (iova, READ_NOT_PRESENT)];
+        let faults = faults(&mark, &endpoint, &expected, context)?;
         if let Some(domain) = domain {
             ensure!(
                 faults == domain,
@@ -236,46 +273,66 @@ pub(super) fn check_fault(want: &UnmapFault, context: &Context) -> Result<String
             );
         }
         domains.push(faults);
-        device.map(iova, &memory, 0, PAGE)?;
+        // Mapped again: what is longer than the mapping comes to its end and no further.
+        device.map(iova, &memory, 0, 2 * PAGE)?;
         job.both_ways(iova, 0, SHORT)?;
-        device.unmap(iova, PAGE)?;
+        let mark = Mark::now()?;
+        let end = iova + 2 * PAGE;
+        let filled = endpoint.dma_fill(iova, 3 * PAGE, iova)?;
+        ensure!(
+            filled == (2 * PAGE, Some(end)),
+            "a fill of three pages where two are mapped came to {:#x} bytes, aborted at {:#x?}",
+            filled.0,
+            filled.1
+        );
+        domains.push(self::faults(
+            &mark,
+            &endpoint,
+            &[(end, WRITE_NOT_PRESENT)],
+            context,
+        )?);
+        device.unmap(iova, 2 * PAGE)?;
     }
     ensure!(
         domains.windows(2).all(|pair| pair[0] == pair[1]) && !domains.contains(&0),
         "the faults name the domains {domains:x?}"
     );
     Ok(format!(
-        "{} writes and as many reads faulted at {:#x?} in domain {:#x}, each in the log once",
-        want.iovas.len(),
+        "writes, reads and writes beyond the end of a mapping faulted at {:#x?} in domain {:#x}, \
+         each in the log once",
         want.iovas,
         domains.first().copied().unwrap_or_default()
     ))
 }
 
-/// Waits for the lines about a write and a read at `iova`, and allows them. Returns their domain.
-fn faults(mark: &Mark, endpoint: &Endpoint, iova: u64, context: &Context) -> Result<u16> {
+/// Waits for the lines about these faults, each an IOVA and its flags, and allows them. Returns
+/// their domain.
+fn faults(
+    mark: &Mark,
+    endpoint: &Endpoint,
+    expected: &[(u64, u16)],
+    context: &Context,
+) -> Result<u16> {
+    let who = format!("vfio-pci {}", endpoint.function());
     let parse = |line: &String| PageFault::parse(line).map(|fault| (line.clone(), fault));
     let find = |lines: &[String]| -> Vec<_> { lines.iter().filter_map(parse).collect() };
-    let lines = mark.until(|lines| find(lines).len() >= 2)?;
+    let lines = mark.until(|lines| find(lines).len() >= expected.len())?;
     let found = find(&lines);
-    let flags: Vec<_> = found.iter().map(|(_, fault)| fault.flags).collect();
-    let right = found.iter().all(|(_, fault)| {
-        fault.address == iova && fault.who == format!("vfio-pci {}", endpoint.function())
-    });
+    let seen: Vec<_> = found
+        .iter()
+        .map(|(_, fault)| (fault.address, fault.flags))
+        .collect();
+    let domains: Vec<_> = found.iter().map(|(_, fault)| fault.domain).collect();
     ensure!(
-        right && flags == [WRITE_NOT_PRESENT, READ_NOT_PRESENT],
-        "a write and a read at IOVA {iova:#x} make two faults of {} with flags \
-         {WRITE_NOT_PRESENT:#x} and {READ_NOT_PRESENT:#x}; the log has {lines:?}",
-        endpoint.function()
+        seen == expected
+            && found.iter().all(|(_, fault)| fault.who == who)
+            && domains.windows(2).all(|pair| pair[0] == pair[1]),
+        "the log must have faults of {who} with addresses and flags {expected:x?}, all in one \
+         domain; it has {lines:?}"
     );
-    ensure!(
-        found[0].1.domain == found[1].1.domain,
-        "the two faults name different domains: {lines:?}"
-    );
-    let domain = found[0].1.domain;
     let lines = found.into_iter().map(|(line, _)| line);
     context.found().once.extend(lines);
-    Ok(domain)
+    Ok(domains[0])
 }
 
 #[cfg(test)]
