@@ -26,13 +26,13 @@ pub const PROPERTIES: &[(&str, &str, &str)] = &[
     ),
     (
         "ioapic",
-        "listed, absent, or [bus:]device.function",
+        "listed, off, or [bus:]device.function",
         "whether the IOAPIC has an entry, and the DeviceID of its requests; listed at 00:14.0 \
          without it",
     ),
     (
         "southbridge",
-        "smbus, isa or none",
+        "smbus, isa or off",
         "the PCI function with the IOAPIC's DeviceID; smbus without it",
     ),
     (
@@ -283,14 +283,14 @@ impl FromStr for IvrsVariant {
                 "types" => variant.types = types(value).ok_or_else(refused)?,
                 "ioapic" => match value {
                     "listed" => variant.ioapic_listed = true,
-                    "absent" => variant.ioapic_listed = false,
+                    "off" => variant.ioapic_listed = false,
                     _ => variant.ioapic = property.function().map_err(|_| refused())?,
                 },
                 "southbridge" => {
                     variant.southbridge = match value {
                         "smbus" => Southbridge::Smbus,
                         "isa" => Southbridge::Isa,
-                        "none" => Southbridge::Absent,
+                        "off" => Southbridge::Absent,
                         _ => return Err(refused()),
                     }
                 }
@@ -497,7 +497,7 @@ mod tests {
         };
         assert_eq!(special(""), Some(IOAPIC));
         assert_eq!(special("ioapic=1f.0"), Some(DeviceId::new(0, 0x1f, 0)));
-        assert_eq!(special("ioapic=absent"), None);
+        assert_eq!(special("ioapic=off"), None);
     }
 
     #[test]

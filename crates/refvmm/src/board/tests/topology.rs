@@ -320,7 +320,7 @@ fn what_can_not_be_is_an_error_that_says_why() {
             "alias=05.0@10.2",
             "an IOMMU is there",
         ),
-        (&["amd-iommu"], &[], "ioapic=00.2,southbridge=none", "taken"),
+        (&["amd-iommu"], &[], "ioapic=00.2,southbridge=off", "taken"),
         (&[], &[], "", "IOAPIC"),
     ] {
         let error = error(devices, endpoints, ivrs);
