@@ -33,7 +33,7 @@ impl Bus for Sender {
         data.fill(0xff);
     }
 
-    fn port_out(&self, _: u16, _: &[u8]) {}
+    fn port_out(&self, _: usize, _: u16, _: &[u8]) {}
 
     fn mmio_read(&self, gpa: u64, data: &mut [u8]) {
         assert_eq!((gpa, data.len()), (smoke::BASE + smoke::EOIS, 4));

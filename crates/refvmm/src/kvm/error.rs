@@ -108,7 +108,7 @@ fn meaning(code: u32) -> String {
 /// Lines of the log that an error shows.
 const TAIL_LINES: usize = 12;
 
-fn tail(log: &str) -> String {
+pub(super) fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     if lines.is_empty() {
         return "it printed nothing".to_owned();

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use amdvi_guest::boot::REPORT_GPA;
 use amdvi_guest::report::Report;
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::IntoBytes;
 
 use super::bus::NoDevices;
 use super::cpu;
 use super::error::KvmError;
-use super::machine::{Config, Machine, Start, open};
+use super::machine::{Config, Machine, Start};
 use super::payload::Payload;
+use super::vm;
 use crate::ram::Ram;
 
 /// What this host's KVM offers. Its `Display` is a sentence for people.
@@ -57,10 +57,8 @@ const TURNS: u32 = 20_000;
 /// Why KVM is not usable here: no device, no permission, a capability missing, or a guest that does
 /// not run; the error says which.
 pub fn probe() -> Result<Offer, KvmError> {
-    let kvm = open()?;
-    let cpuid = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
+    let kvm = vm::open()?;
+    let cpuid = vm::supported_cpuid(&kvm)?;
     let machine = Machine::new(Config {
         ram: Ram::emulated(2 << 20).map_err(|error| KvmError::Config(error.to_string()))?,
         apic_ids: vec![0],

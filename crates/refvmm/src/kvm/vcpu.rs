@@ -1,132 +1,112 @@
-//! The thread of a vCPU: enter the guest, serve what made it leave, again.
+//! The threads of the vCPUs: enter the guest, serve what made it leave, again.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use amdvi_guest::boot::{EXIT_PORT, LOG_PORT};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::bus::Bus;
+use super::end::{End, Ending};
 use super::error::KvmError;
-use super::payload::Payload;
 
-/// Most bytes that the log keeps; a payload that prints for ever loses the rest.
-const LOG_BYTES: usize = 1 << 20;
-/// Longest line of the log.
-const LINE_BYTES: usize = 4096;
 /// Longest x86 instruction.
 const INSTRUCTION_BYTES: usize = 15;
+/// How long a vCPU thread may take to leave a device.
+const LEAVE: Duration = Duration::from_secs(5);
 
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// A CPU wrote to the exit port.
-    Exit(u32),
-    /// A CPU can't go on.
-    Stopped { cpu: usize, why: String },
-}
-
-/// What all vCPU threads and the one that waits for them share.
-pub(super) struct Shared<B> {
+/// What the threads share.
+struct Shared<B> {
     bus: Arc<B>,
     memory: GuestMemoryMmap,
-    payload: Payload,
-    /// Threads are to end.
-    pub(super) stop: AtomicBool,
-    ending: Mutex<Option<Ending>>,
-    ended: Condvar,
-    log: Mutex<String>,
+    end: Arc<End>,
 }
 
-impl<B> Shared<B> {
-    pub(super) fn new(bus: Arc<B>, memory: GuestMemoryMmap, payload: Payload) -> Self {
-        Self {
+/// The running vCPUs of a machine.
+pub(crate) struct Crew {
+    threads: Vec<JoinHandle<String>>,
+    end: Arc<End>,
+}
+
+impl Crew {
+    /// Starts a thread for each vCPU. `memory` is what the guest has as RAM: the threads keep it
+    /// mapped while the guest can use it.
+    ///
+    /// # Errors
+    /// A thread can't be started; those that were are ended again.
+    pub(crate) fn start<B: Bus + 'static>(
+        vcpus: Vec<VcpuFd>,
+        bus: Arc<B>,
+        memory: GuestMemoryMmap,
+        end: Arc<End>,
+    ) -> Result<Self, KvmError> {
+        install_kick_handler()?;
+        let shared = Arc::new(Shared {
             bus,
             memory,
-            payload,
-            stop: AtomicBool::new(false),
-            ending: Mutex::new(None),
-            ended: Condvar::new(),
-            log: Mutex::new(String::new()),
-        }
-    }
-
-    /// Waits for the first ending; `None` when none came in time.
-    pub(super) fn wait(&self, limit: Duration) -> Option<Ending> {
-        let (ending, _) = self
-            .ended
-            .wait_timeout_while(lock(&self.ending), limit, |ending| ending.is_none())
-            .unwrap_or_else(PoisonError::into_inner);
-        ending.clone()
-    }
-
-    /// Takes what was printed.
-    pub(super) fn take_log(&self) -> String {
-        std::mem::take(&mut lock(&self.log))
-    }
-
-    /// Ends the run. The first ending counts: what follows is its consequence.
-    fn end(&self, ending: Ending) {
-        lock(&self.ending).get_or_insert(ending);
-        self.ended.notify_all();
-        self.stop.store(true, Ordering::SeqCst);
-    }
-}
-
-/// Nothing here leaves half-made state behind a panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The lines that one CPU prints; lines of different CPUs don't mix.
-struct Lines<'a> {
-    log: &'a Mutex<String>,
-    line: Vec<u8>,
-}
-
-impl Lines<'_> {
-    fn put(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            if *byte == b'\n' {
-                self.flush();
-            } else if self.line.len() < LINE_BYTES {
-                self.line.push(*byte);
+            end: Arc::clone(&end),
+        });
+        let mut crew = Self {
+            threads: Vec::with_capacity(vcpus.len()),
+            end,
+        };
+        for (index, fd) in vcpus.into_iter().enumerate() {
+            let shared = Arc::clone(&shared);
+            let spawned = std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .spawn(move || run(index, fd, &shared));
+            match spawned {
+                Ok(thread) => crew.threads.push(thread),
+                Err(source) => {
+                    crew.join();
+                    return Err(KvmError::Call {
+                        call: "starting a vCPU thread",
+                        source,
+                    });
+                }
             }
         }
+        Ok(crew)
     }
 
-    fn flush(&mut self) {
-        let mut log = lock(self.log);
-        if log.len() + self.line.len() < LOG_BYTES {
-            log.push_str(&String::from_utf8_lossy(&self.line));
-            log.push('\n');
+    /// Ends all vCPU threads; returns where each CPU was. A thread that a device of the VMM holds
+    /// for ever is left behind: it keeps what it uses.
+    pub(crate) fn join(self) -> Vec<String> {
+        self.end.stop();
+        let end = Instant::now() + LEAVE;
+        // A signal that arrives just before the thread enters the guest is lost on it, so each
+        // thread is kicked until it has ended.
+        while !self.threads.iter().all(JoinHandle::is_finished) && Instant::now() < end {
+            for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
+                // The only failure is a thread that has ended meanwhile.
+                let _ = thread.kill(SIGRTMIN());
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
-        self.line.clear();
-    }
-}
-
-impl Drop for Lines<'_> {
-    fn drop(&mut self) {
-        if !self.line.is_empty() {
-            self.flush();
-        }
+        let place = |(index, thread): (usize, JoinHandle<String>)| {
+            if !thread.is_finished() {
+                return format!("CPU {index} is stuck in a device of the VMM");
+            }
+            thread
+                .join()
+                .unwrap_or_else(|_| format!("CPU {index}'s thread panicked"))
+        };
+        self.threads.into_iter().enumerate().map(place).collect()
     }
 }
 
 /// Ends the run when a thread panics: its device model is at fault, not the guest.
-struct PanicWatch<'a, B> {
+struct PanicWatch<'a> {
     cpu: usize,
-    shared: &'a Shared<B>,
+    end: &'a End,
 }
 
-impl<B> Drop for PanicWatch<'_, B> {
+impl Drop for PanicWatch<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.shared.end(Ending::Stopped {
+            self.end.reach(Ending::Stopped {
                 cpu: self.cpu,
                 why: "a device of the VMM panicked while it served this CPU".to_owned(),
             });
@@ -136,59 +116,45 @@ impl<B> Drop for PanicWatch<'_, B> {
 
 enum Step {
     Continue,
-    Exit(u32),
+    TripleFault,
     Stop(String),
 }
 
-/// Runs CPU `index` until the run ends; returns where the CPU was then.
-pub(super) fn run<B: Bus>(index: usize, mut fd: VcpuFd, shared: &Shared<B>) -> String {
-    let _watch = PanicWatch { cpu: index, shared };
-    let mut lines = Lines {
-        log: &shared.log,
-        line: Vec::new(),
-    };
-    while !shared.stop.load(Ordering::SeqCst) {
-        match step(&mut fd, shared, &mut lines) {
+/// Runs CPU `cpu` until the run ends; returns where the CPU was then.
+fn run<B: Bus>(cpu: usize, mut fd: VcpuFd, shared: &Shared<B>) -> String {
+    let end = &shared.end;
+    let _watch = PanicWatch { cpu, end };
+    while !end.is_reached() {
+        match step(cpu, &mut fd, &*shared.bus) {
             Step::Continue => {}
-            Step::Exit(code) => {
-                drop(lines);
-                shared.end(Ending::Exit(code));
-                break;
+            Step::TripleFault => {
+                let place = place(&fd, shared);
+                end.reach(Ending::TripleFault { cpu, place });
             }
             Step::Stop(why) => {
-                drop(lines);
                 let why = format!("{why} at {}", place(&fd, shared));
-                shared.end(Ending::Stopped { cpu: index, why });
-                break;
+                end.reach(Ending::Stopped { cpu, why });
             }
         }
     }
-    format!("CPU {index} at {}", place(&fd, shared))
+    format!("CPU {cpu} at {}", place(&fd, shared))
 }
 
-fn step<B: Bus>(fd: &mut VcpuFd, shared: &Shared<B>, lines: &mut Lines<'_>) -> Step {
+fn step<B: Bus>(cpu: usize, fd: &mut VcpuFd, bus: &B) -> Step {
     let exit = match fd.run() {
         Ok(exit) => exit,
         // A kick, or a vCPU that was sent INIT and waits for a SIPI.
         Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Step::Continue,
         Err(error) => return Step::Stop(format!("KVM_RUN failed: {error}")),
     };
-    let bus = &*shared.bus;
     match exit {
-        VcpuExit::IoOut(EXIT_PORT, data) => {
-            let mut code = [0; 4];
-            let bytes = data.len().min(4);
-            code[..bytes].copy_from_slice(&data[..bytes]);
-            return Step::Exit(u32::from_le_bytes(code));
-        }
-        VcpuExit::IoOut(LOG_PORT, data) => lines.put(data),
-        VcpuExit::IoOut(port, data) => bus.port_out(port, data),
+        VcpuExit::IoOut(port, data) => bus.port_out(cpu, port, data),
         VcpuExit::IoIn(port, data) => bus.port_in(port, data),
         VcpuExit::MmioRead(gpa, data) => bus.mmio_read(gpa, data),
         VcpuExit::MmioWrite(gpa, data) => bus.mmio_write(gpa, data),
         VcpuExit::IoapicEoi(vector) => bus.ioapic_eoi(vector),
         VcpuExit::Intr => {}
-        VcpuExit::Shutdown => return Step::Stop("triple fault".to_owned()),
+        VcpuExit::Shutdown => return Step::TripleFault,
         VcpuExit::InternalError => {
             return Step::Stop(
                 "KVM_EXIT_INTERNAL_ERROR: KVM can't go on, most likely because its instruction \
@@ -209,32 +175,33 @@ fn step<B: Bus>(fd: &mut VcpuFd, shared: &Shared<B>, lines: &mut Lines<'_>) -> S
 }
 
 /// RIP, its function, and the bytes there.
-fn place<B>(fd: &VcpuFd, shared: &Shared<B>) -> String {
+fn place<B: Bus>(fd: &VcpuFd, shared: &Shared<B>) -> String {
     let Ok(regs) = fd.get_regs() else {
         return "an unknown place".to_owned();
     };
     let mut text = format!("RIP {:#x}", regs.rip);
-    if let Some(function) = shared.payload.function(regs.rip) {
+    if let Some(function) = shared.bus.function(regs.rip) {
         text += &format!(" in {function}");
     }
     let mut bytes = [0; INSTRUCTION_BYTES];
-    if shared
-        .memory
-        .read_slice(&mut bytes, GuestAddress(regs.rip))
-        .is_ok()
+    // An instruction that crosses a page may continue elsewhere; it is shown up to there.
+    let in_page = (0x1000 - (regs.rip & 0xfff) as usize).min(INSTRUCTION_BYTES);
+    let bytes = &mut bytes[..in_page];
+    let gpa = fd.translate_gva(regs.rip).ok().filter(|t| t.valid != 0);
+    if let Some(at) = gpa
+        && shared
+            .memory
+            .read_slice(bytes, GuestAddress(at.physical_address))
+            .is_ok()
     {
-        text += " (";
-        for byte in bytes {
-            text += &format!("{byte:02x} ");
-        }
-        text.truncate(text.trim_end().len());
-        text += ")";
+        let hex: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        text += &format!(" ({})", hex.join(" "));
     }
     text
 }
 
 /// Makes the kick signal interrupt system calls instead of ending the process.
-pub(super) fn install_kick_handler() -> Result<(), KvmError> {
+fn install_kick_handler() -> Result<(), KvmError> {
     static RESULT: OnceLock<Result<(), i32>> = OnceLock::new();
     extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut std::ffi::c_void) {}
     RESULT
@@ -243,48 +210,4 @@ pub(super) fn install_kick_handler() -> Result<(), KvmError> {
             call: "sigaction",
             source: std::io::Error::from_raw_os_error(errno),
         })
-}
-
-/// Makes a vCPU thread leave the guest.
-pub(super) fn kick(thread: &JoinHandle<String>) {
-    // The only failure is a thread that has ended meanwhile.
-    let _ = thread.kill(SIGRTMIN());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kvm::bus::NoDevices;
-
-    #[test]
-    fn lines_of_two_cpus_do_not_mix_and_the_log_is_bounded() {
-        let log = Mutex::new(String::new());
-        let new = || Lines {
-            log: &log,
-            line: Vec::new(),
-        };
-        let (mut a, mut b) = (new(), new());
-        a.put(b"one ");
-        b.put(b"two\n");
-        a.put(b"line\nunfinished");
-        drop(a);
-        assert_eq!(*lock(&log), "two\none line\nunfinished\n");
-        for _ in 0..LOG_BYTES {
-            b.put(b"0123456789\n");
-        }
-        b.put(&vec![b'x'; 10 * LINE_BYTES]);
-        b.flush();
-        assert!(lock(&log).len() <= LOG_BYTES);
-    }
-
-    #[test]
-    fn the_first_ending_counts() {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
-        let shared = Shared::new(Arc::new(NoDevices), memory, Payload::flat(0, &[]));
-        assert_eq!(shared.wait(Duration::ZERO), None);
-        shared.end(Ending::Exit(3));
-        shared.end(Ending::Exit(4));
-        assert_eq!(shared.wait(Duration::ZERO), Some(Ending::Exit(3)));
-        assert!(shared.stop.load(Ordering::SeqCst));
-    }
 }

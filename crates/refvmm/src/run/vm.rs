@@ -18,7 +18,7 @@ impl Bus for Board {
         self.port_read(port, data);
     }
 
-    fn port_out(&self, port: u16, data: &[u8]) {
+    fn port_out(&self, _: usize, port: u16, data: &[u8]) {
         self.port_write(port, data);
     }
 
