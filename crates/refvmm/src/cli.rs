@@ -1,5 +1,7 @@
 //! The command line.
 
+mod linux;
+
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,6 +12,8 @@ use amdvi_guest::boot::MAX_CPUS;
 use amdvi_guest::scenarios;
 use amdvi_hostcap::HostCapSpec;
 use clap::{Parser, ValueEnum};
+
+use linux::LinuxArgs;
 
 use crate::kvm::Payload;
 use crate::ram::{Heap, RamSize, RamWish};
@@ -22,6 +26,10 @@ use crate::run::{self, Accel};
 /// The device when `--device` is not given.
 pub const DEFAULT_DEVICE: &str = "amd-iommu,dma-remap=on,intremap=on,xtsup=on,numint2k=on";
 
+/// What KVM has room for; the host's may have less.
+const MOST_CPUS: usize = 1024;
+/// Seconds that a scenario may take.
+const SCENARIO_TIMEOUT: u64 = 60;
 /// Exit status when a scenario failed.
 const FAILED: u8 = 1;
 /// Exit status when the run could not start; clap's own for a bad command line, too.
@@ -40,8 +48,10 @@ pub struct Cli {
     /// that it can't stand in for: a scenario about a feature that it does not have, or about the
     /// absence of one that it has, keeps its own and says so. A scenario that --scenario names and
     /// that needs a feature is run without it, and fails.
+    ///
+    /// With --kernel it can be given several times, for several IOMMUs.
     #[arg(long, value_name = "STRING", value_parser = str::parse::<Device>)]
-    device: Option<Device>,
+    device: Vec<Device>,
 
     /// Where it is known from what the host's IOMMU can do, such as `auto` or `mock:numint2k=off`;
     /// see below.
@@ -53,13 +63,13 @@ pub struct Cli {
     #[arg(long, value_name = "SPEC", value_parser = str::parse::<HostCapSpec>)]
     host_caps: Option<HostCapSpec>,
 
-    /// RAM: bytes, or with K, M, G or T; 64M to 4T
+    /// RAM: bytes, or with K, M, G or T; 64M to 4T [default: 64M, for Linux 1G]
     ///
     /// What does not fit below the BARs at 3 GiB lies from 4 GiB on; or, where the host may have
     /// the HyperTransport range below 1 TiB and is not shown to ignore it, from 1 TiB on. The
     /// host's memory is taken only for what the guest writes.
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = str::parse::<RamSize>)]
-    memory: RamSize,
+    #[arg(long, value_name = "SIZE", value_parser = str::parse::<RamSize>)]
+    memory: Option<RamSize>,
 
     /// Where the guest has its tables, rings and DMA buffers
     #[arg(long, value_enum, default_value_t = Heap::Low)]
@@ -73,7 +83,7 @@ pub struct Cli {
     #[arg(long, value_name = "NAME")]
     scenario: Vec<String>,
 
-    /// CPUs of the machine; a scenario that needs more gets more
+    /// CPUs of the machine; a scenario that needs more gets more, and none has more than 16
     #[arg(long, value_name = "N", value_parser = parse_cpus)]
     cpus: Option<usize>,
 
@@ -89,10 +99,13 @@ pub struct Cli {
     #[arg(long)]
     list: bool,
 
-    /// Seconds after which a scenario that gave no result has failed
-    #[arg(long, value_name = "SECONDS", default_value_t = 60,
-          value_parser = clap::value_parser!(u64).range(1..=86400))]
-    timeout: u64,
+    /// Seconds after which a scenario that gave no result, or a Linux guest that did not end, has
+    /// failed [default: 60, for Linux none]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    timeout: Option<u64>,
+
+    #[command(flatten)]
+    linux: LinuxArgs,
 }
 
 /// The sources of `--host-caps`: how each is written, and what it knows.
@@ -155,15 +168,18 @@ fn after_help() -> String {
         text.push_str(&format!("  {:<20} {}\n", scenario.name, scenario.about));
     }
     text.push_str(
-        "\nExit status: 0 all scenarios passed, 1 one failed, 2 the run could not start.",
+        "\nExit status: 0 all scenarios passed, or Linux switched the machine off; 1 one failed, or \
+         Linux died; 2 the run could not start.",
     );
     text
 }
 
 fn parse_cpus(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(cpus) if (1..=MAX_CPUS).contains(&cpus) => Ok(cpus),
-        _ => Err(format!("accepted: 1 to {MAX_CPUS}")),
+        Ok(cpus) if (1..=MOST_CPUS).contains(&cpus) => Ok(cpus),
+        _ => Err(format!(
+            "accepted: 1 to {MAX_CPUS}, with --kernel 1 to {MOST_CPUS}"
+        )),
     }
 }
 
@@ -237,8 +253,55 @@ fn choose(cli: &Cli, probe: impl FnOnce() -> HostKvm) -> Result<Choice, String> 
     }
 }
 
-/// `Ok(true)` when every scenario passed.
+/// `Ok(true)` when everything went well.
 fn execute(cli: Cli) -> Result<bool, String> {
+    match cli.linux.kernel.clone() {
+        Some(kernel) => execute_linux(kernel, &cli),
+        None => execute_scenarios(cli),
+    }
+}
+
+fn execute_linux(kernel: PathBuf, cli: &Cli) -> Result<bool, String> {
+    let default = default_device()?;
+    let devices = if cli.device.is_empty() {
+        std::slice::from_ref(&default)
+    } else {
+        &cli.device
+    };
+    let common = linux::Common {
+        devices,
+        host_caps: cli.host_caps.as_ref(),
+        memory: cli.memory,
+        cpus: cli.cpus.unwrap_or(1),
+        timeout: cli.timeout.map(Duration::from_secs),
+    };
+    let (_, outcome) = linux::run(kernel, &cli.linux, &common)?;
+    for problem in &outcome.problems {
+        eprintln!("warning: {problem}");
+    }
+    eprintln!(
+        "{} after {:.1} s",
+        outcome.ended,
+        outcome.elapsed.as_secs_f64()
+    );
+    Ok(outcome.ended.is_good())
+}
+
+fn default_device() -> Result<Device, String> {
+    DEFAULT_DEVICE
+        .parse()
+        .map_err(|error: OptionError| error.to_string())
+}
+
+/// `Ok(true)` when every scenario passed.
+fn execute_scenarios(mut cli: Cli) -> Result<bool, String> {
+    if cli.device.len() > 1 {
+        return Err("--device: the scenarios have one IOMMU; several are for --kernel".into());
+    }
+    if let Some(cpus) = cli.cpus.filter(|cpus| *cpus > MAX_CPUS) {
+        return Err(format!("--cpus {cpus}: the scenarios have 1 to {MAX_CPUS}"));
+    }
+    let device = cli.device.pop();
     let Choice {
         accel,
         why,
@@ -246,23 +309,21 @@ fn execute(cli: Cli) -> Result<bool, String> {
     } = choose(&cli, HostKvm::probe)?;
     let host = cli.host_caps.as_ref().map(HostIommu::ask);
     let ram = RamWish {
-        size: cli.memory,
+        size: cli.memory.unwrap_or_default(),
         heap: cli.heap,
         phys_bits,
     };
     let wishes = Wishes {
-        device: cli.device.clone(),
+        device: device.clone(),
         host: host.clone(),
         ram,
         scenarios: cli.scenario.clone(),
         cpus: cli.cpus,
     };
     let Plan { jobs, left_out } = plan::plan(&wishes).map_err(|error| error.to_string())?;
-    let device = match cli.device {
+    let device = match device {
         Some(device) => device,
-        None => DEFAULT_DEVICE
-            .parse()
-            .map_err(|error: OptionError| error.to_string())?,
+        None => default_device()?,
     };
     let host = host.unwrap_or_else(|| HostIommu::ask(&HostCapSpec::None));
     let machine = Machine::new(&device, &host, &ram).map_err(|error| error.to_string())?;
@@ -274,11 +335,12 @@ fn execute(cli: Cli) -> Result<bool, String> {
         Human::new(Box::new(std::io::stdout()), std::io::stdout().is_terminal())
     };
     human.header(&accel, &why, &machine);
+    let timeout = Duration::from_secs(cli.timeout.unwrap_or(SCENARIO_TIMEOUT));
     let started = Instant::now();
     let mut outcomes = Vec::new();
     for job in &jobs {
         let progress = human.start(job, outcomes.len() + 1, jobs.len());
-        let outcome = run::run(job, &accel, Duration::from_secs(cli.timeout));
+        let outcome = run::run(job, &accel, timeout);
         human.finish(progress, &outcome);
         outcomes.push(outcome);
     }

@@ -5,6 +5,7 @@
 //! - [`board`] is the machine without its CPUs: PCI, IOMMU, IOAPIC, test endpoint, ACPI tables;
 //! - [`inproc`] runs a guest's scenario against the board in this process;
 //! - `kvm` runs it in a virtual machine under KVM;
+//! - [`linux`] boots Linux in one;
 //! - [`ram`] is where its RAM lies, which the host has a say in;
 //! - [`run`] decides what a machine offers, and runs the scenarios;
 //! - [`report`] prints what happened, for people and as JSON;
@@ -16,6 +17,8 @@ pub mod inproc;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod layout;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod linux;
 pub mod ram;
 pub mod report;
 pub mod run;

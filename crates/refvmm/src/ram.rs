@@ -6,7 +6,9 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use amdvi_device::pci;
-use amdvi_hostcap::ram::{self, FOUR_GIB, HT_HOLE_END, Moves, RamLayout, RamRequest, Region};
+use amdvi_hostcap::ram::{
+    self, FOUR_GIB, HT_HOLE_BASE, HT_HOLE_END, Moves, RamLayout, RamRequest, Region,
+};
 use amdvi_hostcap::{EarlyFacts, Situation};
 use clap::ValueEnum;
 use vm_memory::mmap::FromRangesError;
@@ -18,6 +20,9 @@ use crate::layout;
 const BITS_ABOVE_ONE_TIB: u8 = 41;
 /// The most that a heap above 4 GiB takes: what one more page directory maps for the payload.
 const HIGH_HEAP: u64 = 1 << 30;
+
+/// Size and alignment of the window for BARs above 4 GiB.
+const HIGH_BARS: u64 = 64 << 30;
 
 /// `--memory`: bytes of RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,6 +250,17 @@ impl Ram {
         (start >= FOUR_GIB).then_some(start)
     }
 
+    /// A window for BARs above 4 GiB: behind the RAM that is there, or where it would be, and below
+    /// the HyperTransport range, which is no place for devices. None where the CPUs' addresses of
+    /// `phys_bits` bits don't reach.
+    pub fn high_bars(&self, phys_bits: u8) -> Option<Range<u64>> {
+        let below = self.layout.ram().filter(|ram| ram.base < HT_HOLE_BASE);
+        let ram_end = below.map(Region::end).max().unwrap_or(0);
+        let start = ram_end.max(FOUR_GIB).next_multiple_of(HIGH_BARS);
+        let reach = HT_HOLE_BASE.min(1u64.checked_shl(phys_bits.into()).unwrap_or(u64::MAX));
+        (start + HIGH_BARS <= reach).then_some(start..start + HIGH_BARS)
+    }
+
     /// The guest's memory map, ascending and without overlaps: RAM, and as reserved the firmware
     /// tables, the ECAM window (which a guest uses only if it is listed so) and the HyperTransport
     /// range. What is not listed is devices' or nobody's.
@@ -297,7 +313,7 @@ impl fmt::Display for Ram {
 mod tests {
     use super::*;
     use amdvi_hostcap::HostCapSpec;
-    use amdvi_hostcap::ram::{HT_HOLE_BASE, Placement};
+    use amdvi_hostcap::ram::Placement;
     use vm_memory::{Bytes, GuestMemoryBackend};
 
     const GIB: u64 = 1 << 30;
@@ -430,6 +446,31 @@ mod tests {
                 memory.read_obj::<u64>(GuestAddress(gpa)).is_err(),
                 "{gpa:#x}"
             );
+        }
+    }
+
+    #[test]
+    fn the_window_for_high_bars_is_neither_ram_nor_the_hypertransport_range() {
+        for (size, host, bits, window) in [
+            ("1G", "none", 40, Some(1 << 36)),
+            ("70G", "none", 48, Some(2 << 36)),
+            ("10G", "mock:", 48, Some(1 << 36)),
+            ("800G", "none", 48, Some(13 << 36)),
+            ("900G", "none", 48, None),
+            ("1G", "none", 36, None),
+            ("2T", "mock:hthole=off", 48, None),
+        ] {
+            let ram = plan(size, host, Heap::Low, bits.max(42)).unwrap();
+            let found = ram.high_bars(bits);
+            assert_eq!(
+                found.as_ref().map(|range| range.start),
+                window,
+                "{size} {bits}"
+            );
+            for region in ram.layout().ram() {
+                let clear = |w: &Range<u64>| w.end <= region.base || region.end() <= w.start;
+                assert!(found.as_ref().is_none_or(clear), "{size}");
+            }
         }
     }
 

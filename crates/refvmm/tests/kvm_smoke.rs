@@ -112,8 +112,8 @@ fn every_cpu_gets_each_interrupt_once_apic_id_300_included() {
     let built = began.elapsed();
     let sender = Sender {
         injector: machine.injector(),
-        vm: Arc::clone(machine.vm()),
-        routes: Arc::clone(machine.routes()),
+        vm: Arc::clone(machine.vm().fd()),
+        routes: Arc::clone(machine.vm().routes()),
         eois: AtomicU32::new(0),
     };
     let start = Start {

@@ -1,7 +1,10 @@
 //! The ACPI tables of the board: RSDP, XSDT, FADT, DSDT, MADT, MCFG and IVRS.
 
+mod dsdt;
+
 use acpi_tables::Aml;
-use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
 };
@@ -15,6 +18,7 @@ use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::config::{Config, RootBridge};
+use super::legacy::{CF9_RESET, RESET_VALUE, SLEEP_CONTROL, SLEEP_STATUS};
 use super::{hpet, ivrs};
 use crate::layout;
 
@@ -111,12 +115,42 @@ fn mcfg(bridges: &[RootBridge]) -> Vec<u8> {
     bytes(&mcfg)
 }
 
-fn fadt(dsdt: u64) -> Vec<u8> {
-    let fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+/// FADT IA-PC boot architecture flags (ACPI 6.5 table 5.11). An 8042 is not among them.
+const VGA_NOT_PRESENT: u16 = 1 << 2;
+const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
+
+/// Hardware-reduced ACPI: no SCI, no PM timer, no fixed events; and no FACS, which is then
+/// optional.
+fn fadt(dsdt: u64, legacy: bool) -> Vec<u8> {
+    let port = |port: u16| {
+        GAS::new(
+            AddressSpace::SystemIo,
+            8,
+            0,
+            AccessSize::ByteAccess,
+            port.into(),
+        )
+    };
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
+        .preferred_pm_profile(PmProfile::EnterpriseServer)
         .flag(Flags::HwReducedAcpi)
-        .finalize();
-    bytes(&fadt)
+        .flag(Flags::Wbinvd)
+        // Neither button is there as fixed hardware.
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    let mut architecture = VGA_NOT_PRESENT;
+    if legacy {
+        fadt = fadt.flag(Flags::ResetRegSup);
+        fadt.reset_reg = port(CF9_RESET);
+        fadt.reset_value = RESET_VALUE;
+        fadt.sleep_control_reg = port(SLEEP_CONTROL);
+        fadt.sleep_status_reg = port(SLEEP_STATUS);
+    } else {
+        architecture |= CMOS_RTC_NOT_PRESENT;
+    }
+    fadt.iapc_boot_arch = architecture.into();
+    bytes(&fadt.finalize())
 }
 
 /// Lays the tables out behind each other.
@@ -148,10 +182,9 @@ pub(super) fn write(
         memory,
         next: layout::ACPI_TABLES,
     };
-    let dsdt = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    let dsdt = writer.put(&bytes(&dsdt))?;
+    let dsdt = writer.put(&dsdt::table(config))?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    xsdt.add_entry(writer.put(&fadt(dsdt))?);
+    xsdt.add_entry(writer.put(&fadt(dsdt, config.legacy.is_some()))?);
     xsdt.add_entry(writer.put(&madt(apic_ids))?);
     xsdt.add_entry(writer.put(&mcfg(&config.root_bridges()))?);
     xsdt.add_entry(writer.put(&ivrs::table(config)?)?);

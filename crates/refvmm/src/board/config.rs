@@ -12,6 +12,7 @@ use amdvi_guest::endpoint::VECTORS;
 use amdvi_regs::{DeviceId, Segment};
 
 use super::ivrs::IvrsVariant;
+use super::legacy::Legacy;
 use super::pci::Function;
 use super::properties::{PropertyError, function_of_segment, functions, properties};
 use super::slot::{Lines, Slot};
@@ -226,6 +227,12 @@ pub struct Config {
     pub ivrs: IvrsVariant,
     /// Devices at fixed ports and addresses, and what errors call them.
     pub fixed: Vec<(String, FixedBuilder)>,
+    /// What a PC has at fixed ports, if the machine is one: a serial port, a clock, and registers
+    /// for reset and power-off. The firmware tables tell of them.
+    pub legacy: Option<Legacy>,
+    /// The window for BARs above 4 GiB that the firmware tables give segment 0; see
+    /// [`Ram::high_bars`](crate::ram::Ram::high_bars).
+    pub high_bars: Option<Range<u64>>,
 }
 
 /// A PCI root bridge, for the firmware tables.

@@ -11,6 +11,7 @@ mod host;
 mod hpet;
 mod ioapic;
 mod ivrs;
+pub mod legacy;
 pub mod pci;
 mod places;
 mod properties;
@@ -34,6 +35,7 @@ use endpoint::TestEndpoint;
 use host::BoardHost;
 use hpet::Hpet;
 use ioapic::BoardIoapic;
+use legacy::SerialPort;
 use pci::{Fixed, IommuFunction, PciBus};
 use places::Place;
 use recorder::Recorder;
@@ -143,6 +145,7 @@ pub struct Board {
     lines: Arc<Lines>,
     endpoints: Vec<Arc<TestEndpoint>>,
     fixed: Vec<Arc<dyn FixedDevice>>,
+    serial: Option<Arc<SerialPort>>,
     // Ends before the devices that it works for.
     _worker: Worker,
 }
@@ -242,10 +245,15 @@ impl Board {
             })?;
             bus.add(place.segment, place.addr, built);
         }
-        let mut fixed = Vec::new();
+        let (mut fixed, mut serial) = (Vec::new(), None);
         if let Some((requester, iommu)) = places.hpet {
             let hpet = Hpet::new(sockets[iommu].handle(requester))?;
             fixed.push(Arc::new(hpet) as Arc<dyn FixedDevice>);
+        }
+        if let Some(legacy) = &config.legacy {
+            let (port, devices) = legacy.build(&lines);
+            serial = Some(port);
+            fixed.extend(devices);
         }
         for (name, build) in &config.fixed {
             let built = build(&lines).map_err(|error| BoardError::Function {
@@ -266,8 +274,14 @@ impl Board {
             lines,
             endpoints,
             fixed,
+            serial,
             _worker: worker,
         })
+    }
+
+    /// The serial port, if there is one.
+    pub fn serial(&self) -> Option<&Arc<SerialPort>> {
+        self.serial.as_ref()
     }
 
     /// Reads device memory; what nobody decodes reads as all ones.

@@ -8,9 +8,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::error::KvmError;
 
 /// Page map level 4; the tables below it follow.
-pub(super) const PAGE_TABLES: u64 = 0x9000;
+pub(crate) const PAGE_TABLES: u64 = 0x9000;
 /// First GPA behind the page tables.
-pub(super) const PAGE_TABLES_END: u64 = HIGH_DIRECTORY + PAGE;
+pub(crate) const PAGE_TABLES_END: u64 = HIGH_DIRECTORY + PAGE;
 
 const PAGE_POINTERS: u64 = PAGE_TABLES + PAGE;
 const PAGE_DIRECTORIES: u64 = PAGE_POINTERS + PAGE;
@@ -40,14 +40,14 @@ const RFLAGS: u64 = 2;
 const X2APIC_ENABLED: u64 = 0xc00;
 
 /// Bits of a guest physical address (CPUID 8000_0008h); 36 where the leaf is missing.
-pub(super) fn phys_bits(cpuid: &CpuId) -> u8 {
+pub(crate) fn phys_bits(cpuid: &CpuId) -> u8 {
     let mut leaves = cpuid.as_slice().iter();
     let leaf = leaves.find(|entry| entry.function == 0x8000_0008);
     leaf.map_or(36, |entry| entry.eax as u8)
 }
 
 /// Writes the page tables that all CPUs share: 4 GiB, and the GiB at `high` if there is one.
-pub(super) fn write_page_tables(
+pub(crate) fn write_page_tables(
     memory: &GuestMemoryMmap,
     high: Option<u64>,
 ) -> Result<(), KvmError> {

@@ -79,7 +79,7 @@ pub enum KvmError {
 
 impl KvmError {
     /// For `map_err` on a kvm-ioctls call.
-    pub(super) fn call(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+    pub(crate) fn call(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |error| Self::Call {
             call,
             source: error.into(),

@@ -1,13 +1,11 @@
 //! Building a machine, and running it to its end.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use amdvi_guest::boot::{BOOT_INFO_GPA, BootInfo, MAX_CPUS, REPORT_GPA};
 use amdvi_guest::report::Report;
-use amdvi_vmm_glue::kvm::RouteTable;
-use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -108,14 +106,8 @@ impl Machine {
     }
 
     /// The VM, for what devices do with it themselves (routes, irqfds).
-    pub fn vm(&self) -> &Arc<VmFd> {
-        self.vm.fd()
-    }
-
-    /// The VM's one table of GSI routes; its first [`IOAPIC_PINS`](super::IOAPIC_PINS) belong to
-    /// the IOAPIC.
-    pub fn routes(&self) -> &Arc<Mutex<RouteTable>> {
-        self.vm.routes()
+    pub fn vm(&self) -> &Vm {
+        &self.vm
     }
 
     /// Runs the payload on all CPUs until it ends or the time is up. Every vCPU thread has ended

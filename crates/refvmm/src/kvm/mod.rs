@@ -25,5 +25,5 @@ pub use machine::{Config, Machine, RunResult, Start};
 pub use payload::{Payload, PayloadError};
 pub use probe::{Offer, probe};
 pub(crate) use vcpu::Crew;
+pub(crate) use vm::open;
 pub use vm::{IOAPIC_PINS, Vm};
-pub(crate) use vm::{open, supported_cpuid};

@@ -58,11 +58,12 @@ impl Vm {
             .map_err(|error| KvmError::Memory(format!("{ram}: {error}")))?;
         map_ram(&fd, &memory)?;
         // KVM makes the vCPU's number its x2APIC ID.
-        let vcpus = apic_ids
+        let vcpus: Vec<_> = apic_ids
             .iter()
             .map(|id| fd.create_vcpu(u64::from(*id)))
             .collect::<Result<_, _>>()
             .map_err(KvmError::call("KVM_CREATE_VCPU"))?;
+        vcpus.iter().for_each(use_host_tsc);
         Ok(Self {
             vcpus,
             cpuid,
@@ -73,6 +74,15 @@ impl Vm {
             ))),
             memory,
         })
+    }
+
+    /// Bits of a guest physical address on this host's KVM.
+    ///
+    /// # Errors
+    ///
+    /// KVM is not usable or lacks something.
+    pub fn phys_bits() -> Result<u8, KvmError> {
+        Ok(cpu::phys_bits(&supported_cpuid(&open()?)?))
     }
 
     /// Guest RAM, zero but for what the caller writes.
@@ -197,6 +207,16 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
     vm.enable_cap(&x2apic)
         .map_err(KvmError::call("KVM_ENABLE_CAP(KVM_CAP_X2APIC_API)"))?;
     Ok(vm)
+}
+
+/// Gives a CPU the host's TSC frequency as the host knows it now, which is what 0 means.
+///
+/// A KVM that started before the host had measured its TSC exactly gives new CPUs the first, rough
+/// value. Where the hardware can't scale, Linux then leaves the CPU's TSC without any scale: the
+/// guest's TSC runs, but KVM takes it for 0, and deadlines of the local APIC's timer are hours
+/// away. What KVM refuses stays as it was.
+fn use_host_tsc(vcpu: &VcpuFd) {
+    let _ = vcpu.set_tsc_khz(0);
 }
 
 /// One memory slot for each region.

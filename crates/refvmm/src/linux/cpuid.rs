@@ -270,7 +270,10 @@ mod tests {
         let intel = [0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69];
         vec![
             leaf(0, intel),
-            leaf(1, [0x000c_0660, 0x0710_0800, CX16 | XSAVE | AVX | OSXSAVE, 0]),
+            leaf(
+                1,
+                [0x000c_0660, 0x0710_0800, CX16 | XSAVE | AVX | OSXSAVE, 0],
+            ),
             leaf(0xd, [7, 832, 832, 0]),
             sub(2, 256, 576),
             leaf(0x4000_0000, [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]),
@@ -345,7 +348,12 @@ mod tests {
             ..Choice::default()
         };
         let hidden = cpus(&host(), &[0], choice).of(0).unwrap();
-        assert!(hidden.as_slice().iter().all(|l| !HYPERVISOR.contains(&l.function)));
+        assert!(
+            hidden
+                .as_slice()
+                .iter()
+                .all(|l| !HYPERVISOR.contains(&l.function))
+        );
     }
 
     #[test]

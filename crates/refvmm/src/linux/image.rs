@@ -47,7 +47,7 @@ pub struct Files {
 
 /// How the boot CPU starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entry {
+pub(super) enum Entry {
     /// In 64-bit mode at `rip`, with the address of `boot_params` in RSI.
     Long {
         /// The kernel's 64-bit entry point.
@@ -125,7 +125,7 @@ struct Initrd {
 ///
 /// # Errors
 /// A file is missing or not what it should be, or RAM is too small; the error names the option.
-pub fn load(files: &Files, ram: &Ram, memory: &GuestMemoryMmap) -> Result<Entry, LoadError> {
+pub(super) fn load(files: &Files, ram: &Ram, memory: &GuestMemoryMmap) -> Result<Entry, LoadError> {
     let mut kernel = open("--kernel", &files.kernel)?;
     let mut magic = [0; 4];
     let read = kernel.read_exact(&mut magic);
@@ -188,7 +188,7 @@ fn zero_page(mut header: setup_header, initrd: Option<Initrd>, ram: &Ram) -> boo
         *entry = boot_e820_entry {
             addr,
             size,
-            type_: kind,
+            r#type: kind,
         };
     }
     params.e820_table = table;

@@ -80,8 +80,7 @@ pub(super) fn boot_cpu(
     sregs.gdt.limit = (size_of_val(&table) - 1) as u16;
     vcpu.set_sregs(&sregs)
         .map_err(KvmError::call("KVM_SET_SREGS"))?;
-    vcpu.set_regs(&regs)
-        .map_err(KvmError::call("KVM_SET_REGS"))
+    vcpu.set_regs(&regs).map_err(KvmError::call("KVM_SET_REGS"))
 }
 
 /// What every CPU starts with. Firmware would have set it up.

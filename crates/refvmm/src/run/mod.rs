@@ -3,7 +3,7 @@
 pub mod host;
 pub mod machine;
 pub mod plan;
-mod vm;
+pub(crate) mod vm;
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};

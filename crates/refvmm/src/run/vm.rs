@@ -38,20 +38,45 @@ impl Bus for Board {
 /// What a guest can make go wrong on the host's side again and again is kept this often.
 const MOST_PROBLEMS: usize = 8;
 
-/// Interrupts and EOI routes of the VM.
-struct VmInjector {
-    cpus: kvm::Injector,
-    vm: Arc<VmFd>,
-    routes: Arc<Mutex<RouteTable>>,
-    problems: Arc<Mutex<Vec<String>>>,
-}
+/// What went wrong on the host's side.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Problems(Arc<Mutex<Vec<String>>>);
 
-impl VmInjector {
+impl Problems {
     fn note(&self, problem: String) {
-        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut problems = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if problems.len() < MOST_PROBLEMS && !problems.contains(&problem) {
             problems.push(problem);
         }
+    }
+
+    /// Takes what was noted.
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Interrupts and EOI routes of the VM.
+pub(crate) struct VmInjector {
+    cpus: kvm::Injector,
+    vm: Arc<VmFd>,
+    routes: Arc<Mutex<RouteTable>>,
+    problems: Problems,
+}
+
+impl VmInjector {
+    /// The way of a board's devices into a VM.
+    pub(crate) fn new(vm: &kvm::Vm, problems: &Problems) -> Self {
+        Self {
+            cpus: vm.injector(),
+            vm: Arc::clone(vm.fd()),
+            routes: Arc::clone(vm.routes()),
+            problems: problems.clone(),
+        }
+    }
+
+    fn note(&self, problem: String) {
+        self.problems.note(problem);
     }
 
     fn routes(&self) -> std::sync::MutexGuard<'_, RouteTable> {
@@ -89,10 +114,10 @@ pub(super) fn run(
     payload: &Payload,
     timeout: Duration,
 ) -> (Result<Report, String>, Vec<String>) {
-    let problems = Arc::default();
+    let problems = Problems::default();
     let mut log = Vec::new();
     let result = build_and_run(job, payload, timeout, &problems, &mut log);
-    log.append(&mut problems.lock().unwrap_or_else(PoisonError::into_inner));
+    log.append(&mut problems.take());
     (result, log)
 }
 
@@ -100,7 +125,7 @@ fn build_and_run(
     job: &Job,
     payload: &Payload,
     timeout: Duration,
-    problems: &Arc<Mutex<Vec<String>>>,
+    problems: &Problems,
     log: &mut Vec<String>,
 ) -> Result<Report, String> {
     let config = Config {
@@ -109,12 +134,7 @@ fn build_and_run(
         timeout,
     };
     let machine = Machine::new(config).map_err(|error| error.to_string())?;
-    let injector = Arc::new(VmInjector {
-        cpus: machine.injector(),
-        vm: Arc::clone(machine.vm()),
-        routes: Arc::clone(machine.routes()),
-        problems: Arc::clone(problems),
-    });
+    let injector = Arc::new(VmInjector::new(machine.vm(), problems));
     // A clone maps the same memory.
     let memory = Arc::new(machine.memory().clone());
     let parts = board::Config::scenario(job.machine.options.clone());

@@ -1,0 +1,131 @@
+//! The options that make a Linux guest, and running it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use amdvi_hostcap::HostCapSpec;
+use clap::Args;
+
+use crate::board;
+use crate::kvm::Vm;
+use crate::linux::{Files, Guest, Outcome};
+use crate::ram::{RamSize, RamWish};
+use crate::run::host::HostIommu;
+use crate::run::machine::{Device, Machine};
+
+/// RAM of a Linux guest when `--memory` is not given.
+const DEFAULT_MEMORY: &str = "1G";
+
+/// What only a Linux guest has.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Linux")]
+pub(super) struct LinuxArgs {
+    /// Boots this kernel: a bzImage, or an ELF file with a PVH note
+    ///
+    /// Needs KVM that can run it. The serial console is standard input and output; on a terminal,
+    /// Ctrl-A x ends the machine.
+    #[arg(long, value_name = "PATH")]
+    pub(super) kernel: Option<PathBuf>,
+
+    /// Its initial ramdisk
+    #[arg(long, value_name = "PATH", requires = "kernel")]
+    initrd: Option<PathBuf>,
+
+    /// Its command line
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "console=ttyS0",
+        requires = "kernel"
+    )]
+    cmdline: String,
+
+    /// Gives the last CPU an x2APIC ID above 255
+    #[arg(long, requires = "kernel")]
+    high_apic_id: bool,
+
+    /// Hides the CPUID leaves that tell the guest it runs on KVM; the guest may then need
+    /// tsc_early_khz=…
+    #[arg(long, requires = "kernel")]
+    hide_kvm: bool,
+
+    /// Ends when the guest resets the machine, instead of starting it again
+    #[arg(long, requires = "kernel")]
+    no_reboot: bool,
+}
+
+/// What a Linux guest and the scenarios share.
+pub(super) struct Common<'a> {
+    pub(super) devices: &'a [Device],
+    pub(super) host_caps: Option<&'a HostCapSpec>,
+    pub(super) memory: Option<RamSize>,
+    pub(super) cpus: usize,
+    pub(super) timeout: Option<Duration>,
+}
+
+/// Runs the guest of these options; what it is made of is for the report.
+pub(super) fn run(
+    kernel: PathBuf,
+    args: &LinuxArgs,
+    common: &Common<'_>,
+) -> Result<(Vec<Machine>, Outcome), String> {
+    let none = HostCapSpec::None;
+    let host = HostIommu::ask(common.host_caps.unwrap_or(&none));
+    let memory = match common.memory {
+        Some(size) => size,
+        None => DEFAULT_MEMORY.parse().map_err(|error| format!("{error}"))?,
+    };
+    let ram = RamWish {
+        size: memory,
+        phys_bits: Vm::phys_bits().map_err(|error| format!("--kernel needs KVM: {error}"))?,
+        ..RamWish::default()
+    };
+    let machines: Vec<_> = common
+        .devices
+        .iter()
+        .map(|device| Machine::new(device, &Arc::clone(&host), &ram))
+        .collect::<Result<_, _>>()
+        .map_err(|error| error.to_string())?;
+    let first = machines.first().ok_or("--device: one IOMMU at least")?;
+    let guest = Guest {
+        files: Files {
+            kernel,
+            initrd: args.initrd.clone(),
+            cmdline: args.cmdline.clone(),
+        },
+        apic_ids: apic_ids(common.cpus, args.high_apic_id),
+        hide_kvm: args.hide_kvm,
+        ram: first.ram.clone(),
+        board: board::Config {
+            iommus: machines.iter().map(|m| m.options.clone().into()).collect(),
+            ..board::Config::default()
+        },
+        timeout: common.timeout,
+        no_reboot: args.no_reboot,
+    };
+    let outcome = guest.run().map_err(|error| error.to_string())?;
+    Ok((machines, outcome))
+}
+
+/// One x2APIC ID after the other; with `high`, the last is above 255.
+fn apic_ids(cpus: usize, high: bool) -> Vec<u32> {
+    let mut ids: Vec<u32> = (0..cpus as u32).collect();
+    if high && let Some(last) = ids.last_mut() {
+        *last = (*last).max(crate::layout::HIGH_APIC_ID);
+    }
+    ids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_any_number_of_cpus_can_have_a_high_id() {
+        assert_eq!(apic_ids(1, false), [0]);
+        assert_eq!(apic_ids(3, true), [0, 1, 300]);
+        let many = apic_ids(400, true);
+        assert_eq!((many.len(), many[399]), (400, 399));
+    }
+}

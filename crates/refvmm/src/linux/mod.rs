@@ -1,0 +1,256 @@
+//! Linux in a virtual machine: an unmodified kernel on the board.
+//!
+//! - `image` loads kernel, initial ramdisk and command line;
+//! - `cpuid` and `start` make the CPUs;
+//! - `console` is the serial port's other end;
+//! - [`Guest::run`] puts it all together, again after each reset, until the guest is done.
+
+mod console;
+mod cpuid;
+mod image;
+mod place;
+mod start;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::Cap;
+use serde::Serialize;
+
+use crate::board::legacy::{Legacy, Power};
+use crate::board::{self, Board, BoardError};
+use crate::kvm::{self, Crew, End, Ending, KvmError, Vm, cpu};
+use crate::ram::Ram;
+use crate::run::vm::{Problems, VmInjector};
+use console::Terminal;
+
+pub use cpuid::Choice;
+pub use image::{Files, LoadError};
+
+/// Resets in a row, each so soon after the boot, are a guest that never comes up.
+const RESETS_IN_A_ROW: u32 = 5;
+const SOON: Duration = Duration::from_secs(60);
+
+/// Why a guest can't be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// KVM, RAM or the CPUs.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// A device.
+    #[error(transparent)]
+    Board(#[from] BoardError),
+    /// A file.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The console.
+    #[error("standard input and output can't be the guest's console: {0}")]
+    Console(std::io::Error),
+}
+
+/// How a guest ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "how", content = "why")]
+pub enum Ended {
+    /// It switched the machine off.
+    PowerOff,
+    /// It reset the machine, which was not to be started again, or too often.
+    Reset(String),
+    /// A CPU had a triple fault.
+    TripleFault(String),
+    /// KVM could not go on with a CPU, or a device of the VMM failed.
+    Stopped(String),
+    /// Time was up.
+    Timeout(String),
+    /// The user ended it.
+    Quit,
+}
+
+impl Ended {
+    /// Whether the guest ended as a guest should.
+    pub fn is_good(&self) -> bool {
+        matches!(self, Self::PowerOff | Self::Quit)
+    }
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest switched the machine off"),
+            Self::Quit => f.write_str("ended from the console"),
+            Self::Reset(why) | Self::TripleFault(why) | Self::Stopped(why) | Self::Timeout(why) => {
+                f.write_str(why)
+            }
+        }
+    }
+}
+
+/// A guest that is to run.
+pub struct Guest {
+    /// Its kernel, initial ramdisk and command line.
+    pub files: Files,
+    /// x2APIC IDs of its CPUs.
+    pub apic_ids: Vec<u32>,
+    /// What its CPUs show of KVM.
+    pub hide_kvm: bool,
+    /// Its RAM.
+    pub ram: Ram,
+    /// Its devices; what a PC has at fixed ports is added.
+    pub board: board::Config,
+    /// How long it may take, all resets included.
+    pub timeout: Option<Duration>,
+    /// A reset of the machine ends the run.
+    pub no_reboot: bool,
+}
+
+/// What became of a guest.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub ended: Ended,
+    /// How often the machine was reset and started again.
+    pub resets: u32,
+    /// How long all of it took.
+    pub elapsed: Duration,
+    /// What went wrong on the host's side, such as interrupts that could not be delivered.
+    pub problems: Vec<String>,
+}
+
+/// Leads from the board's power registers to whatever machine runs now.
+#[derive(Default)]
+struct Switch {
+    end: Mutex<Option<Arc<End>>>,
+}
+
+impl Switch {
+    fn connect(&self, end: Option<Arc<End>>) {
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = end;
+    }
+
+    fn reach(&self, ending: Ending) {
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(end) = &*end {
+            end.reach(ending);
+        }
+    }
+}
+
+impl Power for Switch {
+    fn off(&self) {
+        self.reach(Ending::PowerOff);
+    }
+
+    fn reset(&self) {
+        self.reach(Ending::Reset);
+    }
+}
+
+impl Guest {
+    /// Runs the guest to its end.
+    ///
+    /// # Errors
+    /// It can't be started; the error says which option is at fault.
+    pub fn run(mut self) -> Result<Outcome, StartError> {
+        let began = Instant::now();
+        let switch = Arc::new(Switch::default());
+        let quit = Arc::clone(&switch);
+        let mut terminal =
+            Terminal::open(move || quit.reach(Ending::Quit)).map_err(StartError::Console)?;
+        self.board.legacy = Some(Legacy {
+            console: terminal.sink(),
+            power: switch.clone(),
+        });
+        let problems = Problems::default();
+        let (mut resets, mut in_a_row) = (0, 0);
+        let ended = loop {
+            let booted = Instant::now();
+            let ended = self.boot(&terminal, &switch, began, &problems)?;
+            in_a_row = if booted.elapsed() < SOON {
+                in_a_row + 1
+            } else {
+                1
+            };
+            match ended {
+                None if self.no_reboot => {
+                    break Ended::Reset("the guest reset the machine (--no-reboot)".to_owned());
+                }
+                None if in_a_row == RESETS_IN_A_ROW => {
+                    let soon = SOON.as_secs();
+                    break Ended::Reset(format!(
+                        "the guest reset the machine {in_a_row} times in a row, each less than \
+                         {soon} s after its start"
+                    ));
+                }
+                None => resets += 1,
+                Some(ended) => break ended,
+            }
+        };
+        terminal.close();
+        Ok(Outcome {
+            ended,
+            resets,
+            elapsed: began.elapsed(),
+            problems: problems.take(),
+        })
+    }
+
+    /// Builds the machine and runs it; `None` when the guest reset it.
+    fn boot(
+        &mut self,
+        terminal: &Terminal,
+        switch: &Switch,
+        began: Instant,
+        problems: &Problems,
+    ) -> Result<Option<Ended>, StartError> {
+        let vm = Vm::new(&self.ram, &self.apic_ids)?;
+        self.board.high_bars = self.ram.high_bars(cpu::phys_bits(&vm.cpuid));
+        let memory = Arc::new(vm.memory().clone());
+        let injector = Arc::new(VmInjector::new(&vm, problems));
+        let board = Arc::new(Board::new(&self.board, &memory, &self.apic_ids, injector)?);
+        let entry = image::load(&self.files, &self.ram, &memory)?;
+        self.set_up_cpus(&vm, entry)?;
+
+        let end = Arc::new(End::default());
+        switch.connect(Some(Arc::clone(&end)));
+        terminal.connect(board.serial().cloned());
+        let crew = Crew::start(vm.vcpus, board, memory.as_ref().clone(), Arc::clone(&end))?;
+        let left = self
+            .timeout
+            .map(|limit| limit.saturating_sub(began.elapsed()));
+        let ending = end.wait(left);
+        switch.connect(None);
+        terminal.connect(None);
+        let places = crew.join();
+        Ok(match ending {
+            Some(Ending::Reset) => None,
+            Some(Ending::PowerOff) => Some(Ended::PowerOff),
+            Some(Ending::Quit) => Some(Ended::Quit),
+            Some(Ending::TripleFault { cpu, place }) => Some(Ended::TripleFault(format!(
+                "CPU {cpu} had a triple fault at {place}"
+            ))),
+            Some(Ending::Stopped { cpu, why }) => {
+                Some(Ended::Stopped(format!("CPU {cpu} stopped: {why}")))
+            }
+            Some(Ending::Exit(code)) => Some(Ended::Stopped(format!("exit code {code:#x}"))),
+            None => Some(Ended::Timeout(format!(
+                "the guest did not end within {} s, as --timeout asks ({})",
+                self.timeout.unwrap_or_default().as_secs(),
+                places.join("; ")
+            ))),
+        })
+    }
+
+    fn set_up_cpus(&self, vm: &Vm, entry: image::Entry) -> Result<(), KvmError> {
+        let choice = Choice {
+            hide_kvm: self.hide_kvm,
+            tsc_deadline: kvm::open()?.check_extension(Cap::TscDeadlineTimer),
+        };
+        let cpus = cpuid::Cpus::new(&vm.cpuid, &self.apic_ids, choice)?;
+        for (vcpu, apic_id) in vm.vcpus.iter().zip(&self.apic_ids) {
+            vcpu.set_cpuid2(&cpus.of(*apic_id)?)
+                .map_err(KvmError::call("KVM_SET_CPUID2"))?;
+            start::model_registers(vcpu)?;
+        }
+        start::boot_cpu(&vm.vcpus[0], entry, vm.memory())
+    }
+}
