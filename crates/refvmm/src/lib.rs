@@ -9,6 +9,7 @@
 //! - [`ram`] is where its RAM lies, which the host has a say in;
 //! - [`run`] decides what a machine offers, and runs the scenarios;
 //! - [`report`] prints what happened, for people and as JSON;
+//! - `virtio` is block, network, console and entropy devices behind the IOMMU;
 //! - [`cli`] is the command line.
 
 pub mod board;
@@ -22,6 +23,8 @@ pub mod linux;
 pub mod ram;
 pub mod report;
 pub mod run;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod virtio;
 
 /// The examples of the workspace's README, compiled and run as documentation tests.
 #[cfg(all(doctest, target_arch = "x86_64", target_os = "linux"))]

@@ -16,6 +16,8 @@ const STATUS: usize = 0x06;
 const INTERRUPT_STATUS: u8 = 1 << 3;
 /// Status\[4\]: Capabilities List.
 const CAPABILITIES_LIST: u8 = 1 << 4;
+/// Revision ID.
+const REVISION: usize = 0x08;
 /// BAR 0.
 const BARS: usize = 0x10;
 /// Capabilities Pointer.
@@ -84,6 +86,13 @@ impl ConfigSpace {
         // Interrupt Line belongs to software.
         space.allow(INTERRUPT_LINE, &[0xff]);
         space
+    }
+
+    /// Sets the Revision ID.
+    #[must_use]
+    pub fn revision(mut self, revision: u8) -> Self {
+        self.set(REVISION, &[revision]);
+        self
     }
 
     /// Adds a 32-bit, not prefetchable memory BAR, which firmware has put at `address`.

@@ -1,0 +1,177 @@
+//! virtio-blk, virtio 1.2 section 5.2: a file or block device of the host.
+
+mod file;
+mod request;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_blk as bindings;
+
+use super::chain::Chain;
+use super::lane::{Handler, Lane};
+use super::{Identity, Model, QueueModel};
+use request::{MAX_SEGMENTS, SECTOR};
+
+/// Entries of a queue.
+const QUEUE_SIZE: u16 = 256;
+/// The most queues.
+pub(crate) const MAX_QUEUES: u16 = 64;
+/// Sectors of one discard or write-zeroes segment: 64 MiB, which bounds the work of a request.
+const MAX_CLEARED_SECTORS: u32 = 1 << 17;
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// The file, or block device, with the contents. What is behind its last whole sector of 512
+    /// bytes does not exist for the guest.
+    pub path: PathBuf,
+    /// Request queues, 1–64: one for each vCPU is best.
+    pub queues: u16,
+    /// The guest can't write.
+    pub readonly: bool,
+    /// What the guest reads as the disk's serial number; at most 20 bytes of it.
+    pub serial: String,
+}
+
+/// Why a disk can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The file can't be opened.
+    #[error("--disk path={path}: {error}{hint}", path = path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+        /// What could help.
+        hint: &'static str,
+    },
+    /// There is not a single sector.
+    #[error("--disk path={path}: is shorter than a sector of 512 bytes", path = .0.display())]
+    Empty(PathBuf),
+    /// Too many queues, or none.
+    #[error("--disk queues={0}: 1 to {MAX_QUEUES} are possible")]
+    Queues(u16),
+}
+
+/// The opened disk, shared by its queues.
+struct Disk {
+    file: File,
+    sectors: u64,
+    readonly: bool,
+    serial: [u8; 20],
+}
+
+impl Disk {
+    fn open(config: &DiskConfig) -> Result<Self, DiskError> {
+        let error = |error: io::Error| DiskError::Open {
+            path: config.path.clone(),
+            hint: match error.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                    if !config.readonly =>
+                {
+                    "; readonly=on would be enough for a disk that is only read"
+                }
+                _ => "",
+            },
+            error,
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(!config.readonly)
+            .custom_flags(libc::O_CLOEXEC)
+            .open(&config.path)
+            .map_err(error)?;
+        // Also right for block devices, whose metadata has no length.
+        let sectors = file.seek(SeekFrom::End(0)).map_err(error)? / SECTOR;
+        if sectors == 0 {
+            return Err(DiskError::Empty(config.path.clone()));
+        }
+        let mut serial = [0; 20];
+        for (byte, value) in serial.iter_mut().zip(config.serial.bytes()) {
+            *byte = value;
+        }
+        Ok(Self {
+            file,
+            sectors,
+            readonly: config.readonly,
+            serial,
+        })
+    }
+
+    fn features(&self, queues: u16) -> u64 {
+        let mut features = 1 << bindings::VIRTIO_BLK_F_SEG_MAX
+            | 1 << bindings::VIRTIO_BLK_F_BLK_SIZE
+            | 1 << bindings::VIRTIO_BLK_F_FLUSH;
+        if self.readonly {
+            features |= 1 << bindings::VIRTIO_BLK_F_RO;
+        } else {
+            features |=
+                1 << bindings::VIRTIO_BLK_F_DISCARD | 1 << bindings::VIRTIO_BLK_F_WRITE_ZEROES;
+        }
+        if queues > 1 {
+            features |= 1 << bindings::VIRTIO_BLK_F_MQ;
+        }
+        features
+    }
+
+    /// struct virtio_blk_config.
+    fn registers(&self, queues: u16) -> Vec<u8> {
+        let mut registers = vec![0; 60];
+        let mut put = |at: usize, bytes: &[u8]| {
+            registers[at..at + bytes.len()].copy_from_slice(bytes);
+        };
+        put(0, &self.sectors.to_le_bytes());
+        // seg_max: a chain also has the header and the status.
+        put(12, &(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
+        put(20, &(SECTOR as u32).to_le_bytes());
+        put(34, &queues.to_le_bytes());
+        put(36, &MAX_CLEARED_SECTORS.to_le_bytes());
+        put(40, &MAX_SEGMENTS.to_le_bytes());
+        put(44, &8u32.to_le_bytes());
+        put(48, &MAX_CLEARED_SECTORS.to_le_bytes());
+        put(52, &MAX_SEGMENTS.to_le_bytes());
+        put(56, &[1]);
+        registers
+    }
+}
+
+/// One queue of the disk.
+struct Requests {
+    disk: Arc<Disk>,
+}
+
+impl Handler for Requests {
+    fn turn(&mut self, lane: &Lane) -> bool {
+        lane.serve(|session, chain: Chain| request::carry_out(&self.disk, session, chain));
+        false
+    }
+}
+
+/// Opens the disk.
+pub(crate) fn model(config: &DiskConfig) -> Result<Model, DiskError> {
+    if !(1..=MAX_QUEUES).contains(&config.queues) {
+        return Err(DiskError::Queues(config.queues));
+    }
+    let disk = Arc::new(Disk::open(config)?);
+    let queue = |_| QueueModel {
+        max_size: QUEUE_SIZE,
+        handler: Box::new(Requests {
+            disk: Arc::clone(&disk),
+        }),
+    };
+    Ok(Model {
+        identity: Identity {
+            name: "virtio-blk",
+            virtio_id: 2,
+            class: [0x01, 0x80, 0x00],
+        },
+        features: disk.features(config.queues),
+        registers: Box::new(disk.registers(config.queues)),
+        queues: (0..config.queues).map(queue).collect(),
+    })
+}

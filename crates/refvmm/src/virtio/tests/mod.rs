@@ -1,0 +1,6 @@
+//! The devices as a driver uses them: through the board, behind an IOMMU that translates.
+
+mod blk;
+mod chars;
+mod rig;
+mod transport;
