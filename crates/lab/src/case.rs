@@ -164,6 +164,8 @@ pub struct Observation {
     pub outcome: Outcome,
     /// The codes of the events that it logged.
     pub events: Vec<u8>,
+    /// The words of each.
+    pub records: Vec<[u64; 2]>,
     /// Why our side refused.
     pub refusal: Option<Refusal>,
 }
@@ -328,7 +330,10 @@ impl fmt::Display for Observation {
             write!(f, " ({refusal:?})")?;
         }
         if !self.events.is_empty() {
-            write!(f, "; event codes {:?}", self.events)?;
+            write!(f, "; events")?;
+            for [low, high] in &self.records {
+                write!(f, " {low:016x}:{high:x}")?;
+            }
         }
         Ok(())
     }

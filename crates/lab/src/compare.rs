@@ -29,6 +29,8 @@ pub enum Place {
     Delivery(usize, Field),
     /// The event codes that a step logged.
     Events(usize),
+    /// Both sides log the same kinds of events in a step, and this differs in one of them.
+    Record(usize, usize, RecordField),
     /// A bit of the status register at the end.
     Status(u32),
     /// A word that COMPLETION_WAITs store to.
@@ -50,6 +52,33 @@ pub enum Field {
     Level,
     /// Redirection hint.
     Hint,
+}
+
+/// What can differ in an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordField {
+    /// DeviceID, \[15:0\]; reserved in the events of commands.
+    DeviceId,
+    /// PASID or DomainID, \[47:32\] and \[19:16\].
+    Domain,
+    /// \[59:48\], and what is reserved below.
+    Flags,
+    /// The second word.
+    Address,
+}
+
+impl RecordField {
+    const ALL: [Self; 4] = [Self::DeviceId, Self::Domain, Self::Flags, Self::Address];
+
+    /// The field's bits in an event.
+    pub const fn of(self, [low, high]: [u64; 2]) -> u64 {
+        match self {
+            Self::DeviceId => low & 0xffff,
+            Self::Domain => low & 0xffff_000f_0000,
+            Self::Flags => low & 0x0fff_0000_fff0_0000,
+            Self::Address => high,
+        }
+    }
 }
 
 /// The fields in which two deliveries differ.
@@ -82,6 +111,13 @@ impl<'a> Difference<'a> {
             }
             if a.events != b.events {
                 places.push(Place::Events(i));
+                continue;
+            }
+            for (n, (a, b)) in a.records.iter().zip(&b.records).enumerate() {
+                let differing = RecordField::ALL
+                    .into_iter()
+                    .filter(|f| f.of(*a) != f.of(*b));
+                places.extend(differing.map(|field| Place::Record(i, n, field)));
             }
         }
         let status = ours.status ^ theirs.status;
@@ -107,7 +143,7 @@ impl<'a> Difference<'a> {
     /// The step in which the sides differ.
     pub fn step(&self) -> Option<(usize, &'a Step)> {
         match self.place {
-            Place::Outcome(i) | Place::Delivery(i, _) | Place::Events(i) => {
+            Place::Outcome(i) | Place::Delivery(i, _) | Place::Events(i) | Place::Record(i, ..) => {
                 Some((i, &self.case.steps[i]))
             }
             Place::Status(_) | Place::Store(_) => None,
@@ -140,6 +176,15 @@ impl<'a> Difference<'a> {
         }
     }
 
+    /// The event and both sides' words of it, if it is in an event that they differ.
+    pub fn records(&self) -> Option<(u8, RecordField, [u64; 2], [u64; 2])> {
+        let Place::Record(i, n, field) = self.place else {
+            return None;
+        };
+        let (ours, theirs) = (&self.ours.steps[i], &self.theirs.steps[i]);
+        Some((ours.events[n], field, ours.records[n], theirs.records[n]))
+    }
+
     /// Who sends the request of the step, and its DTE at that time.
     pub fn requester(&self) -> Option<(Device, Dte)> {
         let (i, step) = self.step()?;
@@ -168,6 +213,10 @@ impl<'a> Difference<'a> {
         let what = match self.place {
             Place::Outcome(_) => "outcome".into(),
             Place::Events(_) => "events".into(),
+            Place::Record(i, n, field) => {
+                let code = self.ours.steps[i].events[n];
+                return format!("{field:?} of event {code}");
+            }
             Place::Delivery(_, field) => format!("{field:?}"),
             Place::Status(bit) => format!("status bit {bit}"),
             Place::Store(_) => "store".into(),
@@ -196,7 +245,7 @@ fn head(text: &str) -> String {
 impl fmt::Display for Difference<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.place {
-            Place::Outcome(i) | Place::Delivery(i, _) | Place::Events(i) => {
+            Place::Outcome(i) | Place::Delivery(i, _) | Place::Events(i) | Place::Record(i, ..) => {
                 writeln!(f, "{:?}: {}", self.place, self.case.steps[i])?;
                 writeln!(f, "    ours:   {}", self.ours.steps[i])?;
                 write!(f, "    theirs: {}", self.theirs.steps[i])

@@ -10,7 +10,7 @@ use crate::case::{Case, Observed, Outcome};
 use crate::compare::Difference;
 use crate::generate;
 use crate::ours::Ours;
-use crate::rules::{RULES, explain};
+use crate::rules::{RECORD_RULES, RULES, explain};
 use crate::theirs::Theirs;
 
 /// A run of fewer cases doesn't tell that a rule is stale.
@@ -77,7 +77,7 @@ fn one(args: &Args, number: u64) -> Result<bool> {
         for difference in Difference::all(&case, &ours, theirs) {
             let rule = explain(&difference);
             all_explained &= rule.is_some();
-            let name = rule.map_or("UNEXPLAINED", |rule| RULES[rule].name);
+            let name = rule.map_or("UNEXPLAINED", |rule| rule.name);
             println!("{name}: {difference}");
         }
     }
@@ -93,7 +93,7 @@ fn many(args: &Args) -> Result<bool> {
     let mut reported = start;
     let mut ours = Ours::new();
     let mut theirs = Theirs::start(&args.qemu, false)?;
-    let mut fired: BTreeMap<usize, u64> = BTreeMap::new();
+    let mut fired: BTreeMap<&'static str, u64> = BTreeMap::new();
     let mut agreed: BTreeMap<&'static str, u64> = BTreeMap::new();
     let mut kinds: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     let (mut failed, mut requests, mut next) = (0, 0, 0);
@@ -166,12 +166,12 @@ fn judge(
     case: &Case,
     ours: &Observed,
     theirs: &Observed,
-    fired: &mut BTreeMap<usize, u64>,
+    fired: &mut BTreeMap<&'static str, u64>,
 ) -> Vec<(String, String)> {
     let mut unexplained = Vec::new();
     for difference in Difference::all(case, ours, theirs) {
         match explain(&difference) {
-            Some(rule) => *fired.entry(rule).or_default() += 1,
+            Some(rule) => *fired.entry(rule.name).or_default() += 1,
             None => unexplained.push((difference.kind(), difference.to_string())),
         }
     }
@@ -190,11 +190,11 @@ fn show(args: &Args, case: &Case, unexplained: &[(String, String)]) {
 }
 
 /// Prints how often each rule fired; whether one is stale.
-fn summary(args: &Args, fired: &BTreeMap<usize, u64>) -> bool {
+fn summary(args: &Args, fired: &BTreeMap<&'static str, u64>) -> bool {
     let mut stale = false;
     println!("explained differences:");
-    for (i, rule) in RULES.iter().enumerate() {
-        let count = fired.get(&i).copied().unwrap_or(0);
+    for rule in RULES.iter().chain(RECORD_RULES) {
+        let count = fired.get(rule.name).copied().unwrap_or(0);
         println!("  {count:>8}  {} ({:?} right)", rule.name, rule.right);
         if count == 0 && args.cases >= ENOUGH_FOR_STALE {
             stale = true;

@@ -59,14 +59,17 @@ impl Ours {
         for step in &case.steps {
             let (outcome, refusal) = self.step(case, step, &mut tail);
             let end = self.read(offset::EVENT_TAIL);
-            let mut events = Vec::new();
+            let (mut events, mut records) = (Vec::new(), Vec::new());
             while logged != end {
-                events.push(event_code(self.memory.read(EVENTS + logged)));
+                let words = [0, 8].map(|at| self.memory.read(EVENTS + logged + at));
+                events.push(event_code(words[0]));
+                records.push(words);
                 logged = (logged + 16) % EVENT_RING;
             }
             steps.push(Observation {
                 outcome,
                 events,
+                records,
                 refusal,
             });
         }

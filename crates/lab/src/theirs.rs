@@ -369,13 +369,12 @@ impl Plan {
         let mut steps = Vec::with_capacity(self.steps.len());
         for probe in &self.steps {
             let end = qtest::number(&answers[probe.event_tail])? as usize / 8;
-            let events = log
+            let records: Vec<[u64; 2]> = log
                 .get(logged..end)
                 .with_context(|| format!("{} events in one case", end / 2))?
-                .iter()
-                .step_by(2)
-                .map(|&word| event_code(word))
-                .collect();
+                .as_chunks()
+                .0
+                .to_vec();
             logged = end;
             let outcome = match probe.kind {
                 Kind::Nothing => Outcome::Nothing,
@@ -400,7 +399,8 @@ impl Plan {
             };
             steps.push(Observation {
                 outcome,
-                events,
+                events: records.iter().map(|words| event_code(words[0])).collect(),
+                records,
                 refusal: None,
             });
         }
