@@ -113,6 +113,16 @@ pub mod reg {
     pub const DMA_CHANNELS: u64 = 0xb4;
     /// RO: the most bytes that a DMA channel moves at once.
     pub const DMA_LIMIT: u64 = 0xb8;
+    /// RO, 64 bits: translations in the function's TLB (ATS).
+    pub const TLB_ENTRIES: u64 = 0xc0;
+    /// RO, 64 bits: accesses since the machine started whose translation was found there.
+    pub const TLB_HITS: u64 = 0xc8;
+    /// RO, 64 bits: invalidations of the TLB that the IOMMU has asked for since then.
+    pub const TLB_INVALIDATIONS: u64 = 0xd0;
+    /// RO, 64 bits: page requests (PRI) since then, repeated ones included.
+    pub const PAGE_REQUESTS: u64 = 0xd8;
+    /// RO, 64 bits: page requests since then that software has answered.
+    pub const PAGE_RESPONSES: u64 = 0xe0;
     /// RO, 64 bits each: the last [`super::RECORDS`] interrupts, see [`super::Record`];
     /// interrupt n stands at `RECORD_0 + 8·(n mod RECORDS)`.
     pub const RECORD_0: u64 = 0x100;

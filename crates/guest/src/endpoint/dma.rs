@@ -11,6 +11,11 @@
 //! bytes that end at multiples of it; the first that is aborted ends it, and
 //! [`DONE`](channel::DONE) and [`FAULT_IOVA`](channel::FAULT_IOVA) say how far it came. Each
 //! transaction is translated when its turn comes. Channels run at the same time as each other.
+//!
+//! While ATS is enabled in the function's ATS capability, it asks for translations, keeps up to 256
+//! of them, and sends requests with translated addresses. While its Page Request Interface is
+//! enabled, too, an operation in the background asks for a page that is not there and waits up to
+//! 10 s for the answer; one with [`op::SYNC`] does not, since who would answer may be who waits.
 
 /// Channels.
 pub const CHANNELS: u32 = 16;
@@ -104,6 +109,9 @@ pub mod reason {
     pub const NO_MEMORY: u32 = 2;
     /// Bus Master Enable is 0.
     pub const NO_BUS_MASTER: u32 = 3;
+    /// With ATS: there is no page with these permissions, and page requests are disabled, or were
+    /// not answered with success.
+    pub const NO_PAGE: u32 = 4;
 }
 
 /// Bits of PASID.

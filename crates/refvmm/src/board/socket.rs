@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use amdvi_device::{Host, Iommu, Observer, Options, RestoreError, Signal};
+use amdvi_device::{DeviceAts, Host, Iommu, Observer, Options, RestoreError, Signal};
 use amdvi_irt::Delivery;
 use amdvi_regs::msi::Msi;
 use amdvi_regs::{DeviceId, PhysMemory, Segment};
@@ -98,6 +98,7 @@ impl Socket {
             let handle = Arc::new(Handle {
                 device_id,
                 space: Mutex::new(self.space(iommu, device_id)),
+                ats: Mutex::default(),
                 host: Arc::clone(&self.host),
             });
             lock(&self.handles).push(Arc::clone(&handle));
@@ -118,7 +119,7 @@ impl Socket {
         // With every handle held, no interrupt or DMA is on its way through the old device.
         let mut spaces: Vec<_> = handles
             .iter()
-            .map(|handle| (handle.device_id, lock(&handle.space)))
+            .map(|handle| (handle, lock(&handle.space)))
             .collect();
         let stream = serde_json::to_vec(&current.save())?;
         let iommu = Iommu::new(
@@ -127,8 +128,11 @@ impl Socket {
             Arc::clone(&self.host),
         );
         iommu.restore(&serde_json::from_slice(&stream)?)?;
-        for (device_id, space) in &mut spaces {
-            **space = self.space(&iommu, *device_id);
+        for (handle, space) in &mut spaces {
+            **space = self.space(&iommu, handle.device_id);
+            if let Some(device) = &*lock(&handle.ats) {
+                space.endpoint().set_ats(Arc::clone(device));
+            }
         }
         for observer in lock(&self.observers).iter() {
             iommu.add_observer(Arc::clone(observer));
@@ -145,6 +149,8 @@ pub type Space = DmaSpace<GuestMemoryMmap>;
 pub struct Handle {
     device_id: DeviceId,
     space: Mutex<Space>,
+    /// Who hears of invalidations of the function's own TLB.
+    ats: Mutex<Option<Arc<dyn DeviceAts>>>,
     host: Arc<dyn Host>,
 }
 
@@ -154,6 +160,15 @@ impl Handle {
     /// must not access the IOMMU's registers, nor take it again.
     pub fn space(&self) -> MutexGuard<'_, Space> {
         lock(&self.space)
+    }
+
+    /// Lets `device` hear of invalidations of the function's own TLB, and of answers to its page
+    /// requests; also after the IOMMU was replaced.
+    pub fn set_ats(&self, device: Arc<dyn DeviceAts>) {
+        // In the order of a replacement: the space's lock first.
+        let mut space = self.space();
+        *lock(&self.ats) = Some(Arc::clone(&device));
+        space.endpoint().set_ats(device);
     }
 
     /// Sends an interrupt message: remaps it and delivers what results.

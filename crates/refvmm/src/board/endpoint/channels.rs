@@ -4,14 +4,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
+use amdvi_dma::Pasid;
 use amdvi_guest::endpoint::dma::{
     CHANNELS, Checksum, EQUAL, INTERRUPT_ON, LIMIT, STRIDE, TRANSACTION, channel, fill, op, pasid,
     status,
 };
 use amdvi_guest::endpoint::reg;
 
-use super::dma::{Aborted, Atomic, Dma};
+use super::dma::{Aborted, AddressSpace, Atomic, Dma};
 use super::lock;
+use super::tlb::Enabled;
 
 /// First byte behind the channels in BAR 0.
 pub(super) const END: u64 = reg::DMA_CHANNEL_0 + CHANNELS as u64 * STRIDE;
@@ -233,7 +235,8 @@ impl Channel {
 
     /// Carries the operation out, and says so.
     fn run(&self, program: &Program) {
-        let outcome = match program.problem() {
+        let enabled = self.dma().shared().tlb.enabled();
+        let outcome = match program.problem(enabled) {
             Some(status) => Outcome {
                 status,
                 ..Outcome::default()
@@ -273,6 +276,9 @@ impl Channel {
             }
             let len = run.next(done);
             if let Err((iova, aborted)) = run.transaction(done, len) {
+                if aborted == Aborted::NoPage && self.cancel.load(Ordering::Acquire) {
+                    return run.outcome(status::CANCELLED);
+                }
                 return Outcome {
                     status: status::ABORTED,
                     reason: aborted.reason(),
@@ -304,8 +310,23 @@ impl Program {
         matches!(self.code(), op::FILL | op::COPY)
     }
 
+    /// Where the addresses are; only what runs in the background waits for pages.
+    fn space<'a>(&self, cancel: &'a AtomicBool) -> AddressSpace<'a> {
+        let pasid = (self.pasid & pasid::ON != 0)
+            .then(|| Pasid::new(self.pasid & Pasid::MAX))
+            .flatten();
+        AddressSpace {
+            pasid: pasid.map(|pasid| {
+                pasid
+                    .with_execute(self.pasid & pasid::EXECUTE != 0)
+                    .with_privileged(self.pasid & pasid::PRIVILEGED != 0)
+            }),
+            cancel: (self.operation & op::SYNC == 0).then_some(cancel),
+        }
+    }
+
     /// The status of an operation that is not possible.
-    fn problem(&self) -> Option<u32> {
+    fn problem(&self, enabled: Enabled) -> Option<u32> {
         let length = u64::from(self.length);
         let possible = if self.is_atomic() {
             matches!(length, 4 | 8) && self.target.is_multiple_of(length)
@@ -315,8 +336,13 @@ impl Program {
         let in_range = (1..=LIMIT).contains(&self.length)
             && (!self.reads() || self.source.checked_add(length - 1).is_some())
             && (!self.writes() || self.target.checked_add(length - 1).is_some());
-        // No function of this board sends requests with PASIDs yet.
-        let bad = !possible || !in_range || self.pasid & pasid::ON != 0;
+        // A bit of the prefix that is not enabled must not be sent.
+        let may = |bit, enabled| enabled || self.pasid & bit == 0;
+        let pasid = self.pasid & pasid::ON == 0
+            || enabled.pasid
+                && may(pasid::EXECUTE, enabled.execute)
+                && may(pasid::PRIVILEGED, enabled.privileged);
+        let bad = !possible || !in_range || !pasid;
         bad.then_some(status::BAD)
     }
 }
@@ -348,19 +374,20 @@ impl Run<'_> {
 
     fn transaction(&mut self, done: u64, len: usize) -> Result<(), (u64, Aborted)> {
         let dma = self.channel.dma();
+        let space = self.program.space(&self.channel.cancel);
         let data = &mut self.buffer[..len];
         let (source, target) = (
             self.program.source.wrapping_add(done),
             self.program.target.wrapping_add(done),
         );
         if self.program.reads() {
-            dma.read(source, data)
+            dma.read(space, source, data)
                 .map_err(|aborted| (source, aborted))?;
         } else {
             fill(self.program.operand, done, data);
         }
         if self.program.writes() {
-            dma.write(target, data)
+            dma.write(space, target, data)
                 .map_err(|aborted| (target, aborted))?;
         }
         if self.program.code() != op::COMPARE {
@@ -397,7 +424,12 @@ impl Run<'_> {
         };
         // 4 or 8.
         let len = program.length as usize;
-        match self.channel.dma().atomic(program.target, len, atomic) {
+        let space = program.space(&self.channel.cancel);
+        match self
+            .channel
+            .dma()
+            .atomic(space, program.target, len, atomic)
+        {
             Ok(found) => {
                 self.channel
                     .done

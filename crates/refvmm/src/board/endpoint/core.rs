@@ -1,17 +1,18 @@
 //! The function itself: configuration space, interrupt logic, and what the queues share.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 use amdvi_guest::endpoint::{BAR0_SIZE, BAR4_SIZE, DEVICE_ID, DMA_BUFFER_SIZE, VENDOR_ID, feature};
 use amdvi_regs::msi::Msi;
 
 use super::channels::Owner;
-use super::dma::Dma;
+use super::dma::{Dma, Shared};
 use super::lock;
 use super::sender::Sender;
+use super::tlb::Enabled;
 use crate::board::config::EndpointConfig;
-use crate::board::pci::express::{self, Express};
+use crate::board::pci::express::{Express, Sharing};
 use crate::board::pci::{Bar, ConfigSpace, MsiCapability, Msix, Place, Request};
 use crate::board::slot::{Line, Slot};
 
@@ -56,6 +57,9 @@ pub(super) struct State {
     pub(super) registers: Registers,
     msix_control: u16,
     express: Express,
+    sharing: Sharing,
+    /// What `sharing` said last.
+    enabled: Enabled,
     msi: Option<MsiCapability>,
     /// The interrupt condition of INTA#.
     condition: bool,
@@ -100,7 +104,7 @@ pub(super) struct Core {
     slot: Slot,
     sender: Sender,
     line: Option<Line>,
-    bus_master: Arc<AtomicBool>,
+    shared: Shared,
     options: EndpointConfig,
 }
 
@@ -128,20 +132,12 @@ impl Core {
         let msix_control = msix.add_capability(&mut config, at(2), at(4));
         let msi = options.msi.then(|| MsiCapability::add(&mut config));
         let express = Express::add(&mut config, options.pasid);
-        if options.pasid {
-            express::add_pasid(&mut config);
-        }
-        if options.ats {
-            express::add_ats(&mut config);
-        }
-        if options.pri {
-            express::add_pri(&mut config);
-        }
+        let sharing = Sharing::add(&mut config, options.pasid, options.ats, options.pri);
         config.enable_memory();
-        let bus_master = Arc::default();
+        let shared = Shared::default();
         let sender = Sender::new(
             slot,
-            Dma::new(slot, &bus_master),
+            Dma::new(slot, &shared),
             usize::from(options.vectors.max(amdvi_guest::endpoint::MSI_VECTORS)),
         );
         Self {
@@ -151,6 +147,8 @@ impl Core {
                 registers: Registers::default(),
                 msix_control,
                 express,
+                sharing,
+                enabled: Enabled::default(),
                 msi,
                 condition: false,
                 asserted: false,
@@ -158,7 +156,7 @@ impl Core {
             slot: slot.clone(),
             sender,
             line,
-            bus_master,
+            shared,
             options: options.clone(),
         }
     }
@@ -240,8 +238,22 @@ impl Core {
     fn follow(&self, state: &mut State) {
         let control = state.config.word(state.msix_control);
         state.msix.set_control(control);
-        self.bus_master
+        self.shared
+            .bus_master
             .store(state.config.bus_master(), Ordering::Release);
+        let (sharing, config) = (&state.sharing, &state.config);
+        let (pasid, execute, privileged) = sharing.pasid(config);
+        let enabled = Enabled {
+            pasid,
+            execute,
+            privileged,
+            ats: sharing.ats(config),
+            pri: sharing.pri(config),
+        };
+        if enabled != state.enabled {
+            state.enabled = enabled;
+            self.shared.tlb.set_enabled(enabled);
+        }
         let enabled = state.config.set_interrupt_status(state.condition);
         state.asserted = enabled && !state.messages_enabled();
         // Under the state's lock, so that the line follows the last change.
@@ -276,7 +288,7 @@ impl Core {
 
 impl Owner for Core {
     fn dma(&self) -> Dma {
-        Dma::new(&self.slot, &self.bus_master)
+        Dma::new(&self.slot, &self.shared)
     }
 
     fn interrupt(&self, vector: u32) {

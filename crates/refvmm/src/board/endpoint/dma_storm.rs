@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use amdvi_guest::endpoint::storm_offset;
 
-use super::dma::Dma;
+use super::dma::{AddressSpace, Dma};
 use super::stream::Stream;
 
 /// Writes of one turn: so many that an invalidation is likely to fall between two of them.
@@ -62,7 +62,7 @@ impl DmaStorm {
                 for _ in 0..BURST {
                     n += 1;
                     let at = iova.wrapping_add(storm_offset(n, bytes / 4096));
-                    let done = dma.write(at, &n.to_le_bytes()).is_ok();
+                    let done = dma.write(AddressSpace::PLAIN, at, &n.to_le_bytes()).is_ok();
                     // Aborted first: who sees the write as ended sees its outcome too.
                     if !done {
                         counters.aborted.fetch_add(1, Ordering::AcqRel);

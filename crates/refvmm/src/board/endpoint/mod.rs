@@ -10,6 +10,7 @@ mod dma_storm;
 mod registers;
 mod sender;
 mod stream;
+mod tlb;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,12 +1,14 @@
 //! BAR 0: the registers of [`amdvi_guest::endpoint::reg`].
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use amdvi_guest::endpoint::dma::{CHANNELS, LIMIT};
 use amdvi_guest::endpoint::{DMA_BUFFER_SIZE, ID_VALUE, RECORDS, reg};
 use amdvi_regs::DeviceId;
 use amdvi_regs::msi::Msi;
 
+use super::dma::AddressSpace;
 use super::{TestEndpoint, channels};
 
 const OUTCOME_WORD: u64 = reg::OUTCOME - 4;
@@ -55,6 +57,7 @@ impl TestEndpoint {
             reg::VECTORS => pair(self.core.options().vectors.into(), self.core.features()),
             reg::INTX => pair(self.core.intx(), CHANNELS),
             reg::DMA_LIMIT => LIMIT.into(),
+            reg::TLB_ENTRIES..=reg::PAGE_RESPONSES => self.tlb_word(offset),
             reg::DMA_BUFFER..BUFFER_END => self.held(offset),
             reg::DMA_CHANNEL_0..channels::END => self.channels.word(offset),
             reg::VECTOR_SENT..SENT_END => {
@@ -67,6 +70,20 @@ impl TestEndpoint {
             }
             _ => 0,
         }
+    }
+
+    /// A counter of the TLB.
+    fn tlb_word(&self, offset: u64) -> u64 {
+        let tlb = &self.core.sender().dma().shared().tlb;
+        let counters = &tlb.counters;
+        let counter = match offset {
+            reg::TLB_ENTRIES => return tlb.len() as u64,
+            reg::TLB_HITS => &counters.hits,
+            reg::TLB_INVALIDATIONS => &counters.invalidations,
+            reg::PAGE_REQUESTS => &counters.page_requests,
+            _ => &counters.page_responses,
+        };
+        counter.load(Ordering::Acquire)
     }
 
     /// A word of registers that hold what was written.
@@ -187,7 +204,10 @@ impl TestEndpoint {
         });
         let sender = self.core.sender();
         let done = match command {
-            1 => sender.dma().read(iova, &mut buffer[..len]).is_ok(),
+            1 => sender
+                .dma()
+                .read(AddressSpace::PLAIN, iova, &mut buffer[..len])
+                .is_ok(),
             2 => sender.write(iova, &buffer[..len]),
             _ => return,
         };

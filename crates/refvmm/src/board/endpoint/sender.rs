@@ -9,7 +9,9 @@ use amdvi_device::Signal;
 use amdvi_guest::endpoint::outcome;
 use amdvi_regs::msi::{Msi, is_msi_address};
 
-use super::{Request, dma::Dma, stream::Stream};
+use super::Request;
+use super::dma::{AddressSpace, Dma};
+use super::stream::Stream;
 use crate::board::slot::Slot;
 use crate::board::socket::Handle;
 
@@ -137,8 +139,11 @@ pub(super) struct Sender {
 impl Sender {
     /// A sender of the function in `slot`, which counts this many vectors.
     pub(super) fn new(slot: &Slot, dma: Dma, vectors: usize) -> Self {
+        let handle = slot.handle();
+        // One handle of the function hears of invalidations for all of them.
+        handle.set_ats(dma.shared().tlb.clone());
         Self {
-            handle: slot.handle(),
+            handle,
             dma,
             stats: Arc::new(Stats::new(vectors)),
         }
@@ -192,7 +197,11 @@ impl Sender {
                 Signal::Posted => outcome::POSTED,
                 Signal::Blocked(_) => outcome::BLOCKED,
             }
-        } else if self.dma.write(msi.address, &msi.data.to_le_bytes()).is_ok() {
+        } else if self
+            .dma
+            .write(AddressSpace::PLAIN, msi.address, &msi.data.to_le_bytes())
+            .is_ok()
+        {
             outcome::NONE
         } else {
             outcome::BLOCKED
@@ -211,7 +220,7 @@ impl Sender {
                 };
                 !matches!(self.send(None, msi), outcome::BLOCKED | outcome::MASKED)
             }
-            _ => self.dma.write(iova, data).is_ok(),
+            _ => self.dma.write(AddressSpace::PLAIN, iova, data).is_ok(),
         }
     }
 }

@@ -62,22 +62,68 @@ impl Express {
     }
 }
 
+/// The capabilities of shared virtual addressing that a function has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sharing {
+    pasid: Option<u16>,
+    ats: Option<u16>,
+    pri: Option<u16>,
+}
+
+impl Sharing {
+    /// Appends those that are wanted.
+    pub fn add(config: &mut ConfigSpace, pasid: bool, ats: bool, pri: bool) -> Self {
+        Self {
+            pasid: pasid.then(|| add_pasid(config)),
+            ats: ats.then(|| add_ats(config)),
+            pri: pri.then(|| add_pri(config)),
+        }
+    }
+
+    /// A 16-bit control register; 0 if the function does not have it.
+    fn control(config: &ConfigSpace, at: Option<u16>, register: u16) -> u16 {
+        at.map_or(0, |at| config.word(at + register))
+    }
+
+    /// Whether requests may carry a PASID, its Execute Requested bit, and its Privileged Mode
+    /// Requested bit.
+    pub fn pasid(&self, config: &ConfigSpace) -> (bool, bool, bool) {
+        let control = Self::control(config, self.pasid, 6);
+        let enable = control & 1 != 0;
+        (
+            enable,
+            enable && control & 2 != 0,
+            enable && control & 4 != 0,
+        )
+    }
+
+    /// Whether the function may ask for translations.
+    pub fn ats(&self, config: &ConfigSpace) -> bool {
+        Self::control(config, self.ats, 6) & 1 << 15 != 0
+    }
+
+    /// Whether the function may ask for pages.
+    pub fn pri(&self, config: &ConfigSpace) -> bool {
+        Self::control(config, self.pri, 4) & 1 != 0
+    }
+}
+
 /// Appends a PASID capability, with execute permission and privileged mode.
-pub fn add_pasid(config: &mut ConfigSpace) -> u16 {
+fn add_pasid(config: &mut ConfigSpace) -> u16 {
     // Capability: execute 1, privileged 2, width in [12:8]. Control: enable 0, execute 1,
     // privileged 2.
     config.add_extended(PASID, 1, &[0b110, PASID_BITS, 0, 0], &[0, 0, 0b111, 0])
 }
 
 /// Appends an ATS capability: any number of invalidations, page-aligned requests.
-pub fn add_ats(config: &mut ConfigSpace) -> u16 {
+fn add_ats(config: &mut ConfigSpace) -> u16 {
     // Capability: Invalidate Queue Depth [4:0] 0 for 32, Page Aligned Request 5. Control: STU [4:0],
     // enable 15.
     config.add_extended(ATS, 1, &[1 << 5, 0, 0, 0], &[0, 0, 0x1f, 0x80])
 }
 
 /// Appends a Page Request Interface capability.
-pub fn add_pri(config: &mut ConfigSpace) -> u16 {
+fn add_pri(config: &mut ConfigSpace) -> u16 {
     let mut body = [0; 12];
     // Status: Stopped 8, PRG Response PASID Required 15.
     body[2..4].copy_from_slice(&(1u16 << 8 | 1 << 15).to_le_bytes());

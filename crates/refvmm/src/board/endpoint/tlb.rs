@@ -1,0 +1,229 @@
+//! The endpoint's own translations (PCIe ATS) and its page requests (PRI).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use amdvi_device::{
+    Access, Answer, DeviceAts, DeviceInvalidation, Endpoint, InvalidationAnswer, PageRequest,
+    PageRequested, PageResponse, Pasid, Permissions,
+};
+
+use super::lock;
+
+/// Translations that it keeps.
+const ENTRIES: usize = 256;
+/// How long it waits for the answer to a page request.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it looks, meanwhile, whether its operation was cancelled; and how long it waits before
+/// it repeats a request for which there was no room.
+const LOOK: Duration = Duration::from_millis(5);
+/// Tags of page requests have 9 bits.
+const TAGS: u32 = 0x200;
+
+/// What software has enabled in the capabilities.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Enabled {
+    pub(super) pasid: bool,
+    pub(super) execute: bool,
+    pub(super) privileged: bool,
+    pub(super) ats: bool,
+    pub(super) pri: bool,
+}
+
+/// A translation in the TLB.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pasid: Option<u32>,
+    privileged: bool,
+    execute: bool,
+    first: u64,
+    last: u64,
+    gpa: u64,
+    permissions: Permissions,
+}
+
+impl Entry {
+    fn new(pasid: Option<Pasid>, answer: &Answer) -> Self {
+        let size = 1u64.checked_shl(answer.shift.into()).unwrap_or(0);
+        Self {
+            pasid: pasid.map(Pasid::value),
+            privileged: pasid.is_some_and(Pasid::privileged),
+            execute: answer.execute,
+            first: answer.iova,
+            last: answer.iova.wrapping_add(size.wrapping_sub(1)),
+            gpa: answer.gpa,
+            permissions: answer.permissions,
+        }
+    }
+
+    fn permits(&self, pasid: Option<Pasid>, iova: u64, access: Access) -> bool {
+        self.pasid == pasid.map(Pasid::value)
+            && self.privileged == pasid.is_some_and(Pasid::privileged)
+            && (self.execute || !pasid.is_some_and(Pasid::execute))
+            && self.first <= iova
+            && iova <= self.last
+            && self.permissions.contains(access.needs())
+    }
+
+    /// The GPA of `iova`, and how many bytes follow in the page.
+    pub(super) fn gpa(&self, iova: u64) -> (u64, u64) {
+        let offset = iova - self.first;
+        let room = (self.last - iova).saturating_add(1);
+        (self.gpa + offset, room)
+    }
+}
+
+/// Counters, since the function was made.
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) hits: AtomicU64,
+    pub(super) invalidations: AtomicU64,
+    pub(super) page_requests: AtomicU64,
+    pub(super) page_responses: AtomicU64,
+}
+
+/// The TLB and the page requests under way, of one function.
+#[derive(Default)]
+pub(super) struct Tlb {
+    enabled: Mutex<Enabled>,
+    entries: Mutex<VecDeque<Entry>>,
+    /// Tags that wait for an answer, and the code of those that have one.
+    requests: Mutex<BTreeMap<u16, Option<u8>>>,
+    answered: Condvar,
+    next_tag: AtomicU32,
+    pub(super) counters: Counters,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::AcqRel);
+}
+
+impl Tlb {
+    pub(super) fn enabled(&self) -> Enabled {
+        *lock(&self.enabled)
+    }
+
+    /// Follows the capabilities' control registers. A TLB that is switched off is empty.
+    pub(super) fn set_enabled(&self, enabled: Enabled) {
+        *lock(&self.enabled) = enabled;
+        if !enabled.ats {
+            lock(&self.entries).clear();
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        lock(&self.entries).len()
+    }
+
+    /// The translation for an access. The caller's operation must have begun: then an invalidation
+    /// that comes later waits for it.
+    pub(super) fn find(&self, pasid: Option<Pasid>, iova: u64, access: Access) -> Option<Entry> {
+        let entries = lock(&self.entries);
+        let found = entries
+            .iter()
+            .find(|entry| entry.permits(pasid, iova, access))
+            .copied();
+        if found.is_some() {
+            count(&self.counters.hits);
+        }
+        found
+    }
+
+    /// Keeps an answer, while the operation that asked for it lives. The oldest goes when there are
+    /// too many.
+    pub(super) fn insert(&self, pasid: Option<Pasid>, answer: &Answer) -> Entry {
+        let entry = Entry::new(pasid, answer);
+        let mut entries = lock(&self.entries);
+        if entries.len() >= ENTRIES {
+            entries.pop_front();
+        }
+        entries.push_back(entry);
+        entry
+    }
+
+    /// Asks software for a page and waits for its answer: whether it is there now. `cancel` ends
+    /// the wait.
+    pub(super) fn request_page(
+        &self,
+        mut endpoint: impl FnMut(&mut dyn FnMut(&mut Endpoint)),
+        pasid: Option<Pasid>,
+        iova: u64,
+        access: Access,
+        cancel: &AtomicBool,
+    ) -> bool {
+        let tag = (self.next_tag.fetch_add(1, Ordering::AcqRel) % TAGS) as u16;
+        let request = PageRequest {
+            pasid,
+            address: iova,
+            read: access.needs().contains(Permissions::READ),
+            write: access.writes(),
+            tag,
+            last: true,
+        };
+        let end = Instant::now() + PATIENCE;
+        let waits = || Instant::now() < end && !cancel.load(Ordering::Acquire);
+        lock(&self.requests).insert(tag, None);
+        let mut code = None;
+        while waits() {
+            count(&self.counters.page_requests);
+            let mut requested = PageRequested::Lost;
+            endpoint(&mut |endpoint| requested = endpoint.page_request(&request));
+            match requested {
+                PageRequested::Logged => {
+                    code = self.wait(tag, waits);
+                    break;
+                }
+                PageRequested::Answered(response) | PageRequested::Refused(_, response) => {
+                    code = response.map(|response| response.code);
+                    break;
+                }
+                PageRequested::Lost => std::thread::sleep(LOOK),
+            }
+        }
+        lock(&self.requests).remove(&tag);
+        if code == Some(PageResponse::FAILURE) {
+            // Page requests don't work: no more of them until software enables them again.
+            lock(&self.enabled).pri = false;
+        }
+        code == Some(PageResponse::SUCCESS)
+    }
+
+    /// Waits for the answer to `tag`.
+    fn wait(&self, tag: u16, mut waits: impl FnMut() -> bool) -> Option<u8> {
+        let mut requests = lock(&self.requests);
+        loop {
+            if let Some(Some(code)) = requests.get(&tag) {
+                return Some(*code);
+            }
+            if !waits() {
+                return None;
+            }
+            requests = self
+                .answered
+                .wait_timeout(requests, LOOK)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+impl DeviceAts for Tlb {
+    fn invalidate(&self, invalidation: &DeviceInvalidation) -> InvalidationAnswer {
+        count(&self.counters.invalidations);
+        lock(&self.entries).retain(|entry| {
+            entry.pasid != invalidation.pasid
+                || !invalidation.range.overlaps(entry.first, entry.last)
+        });
+        InvalidationAnswer::Done
+    }
+
+    fn page_response(&self, response: &PageResponse) {
+        if let Some(waiting) = lock(&self.requests).get_mut(&response.tag) {
+            *waiting = Some(response.code);
+            count(&self.counters.page_responses);
+            self.answered.notify_all();
+        }
+    }
+}
