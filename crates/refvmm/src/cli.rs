@@ -1,5 +1,6 @@
 //! The command line.
 
+mod board;
 mod linux;
 
 use std::io::{IsTerminal, Write};
@@ -7,14 +8,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use amdvi_device::options::OptionError;
 use amdvi_guest::boot::MAX_CPUS;
 use amdvi_guest::scenarios;
 use amdvi_hostcap::HostCapSpec;
 use clap::{Parser, ValueEnum};
 
+use board::BoardArgs;
 use linux::LinuxArgs;
 
+use crate::board::DeviceError;
 use crate::kvm::Payload;
 use crate::ram::{Heap, RamSize, RamWish};
 use crate::report::{Human, Summary, json};
@@ -106,6 +108,9 @@ pub struct Cli {
 
     #[command(flatten)]
     linux: LinuxArgs,
+
+    #[command(flatten)]
+    board: BoardArgs,
 }
 
 /// The sources of `--host-caps`: how each is written, and what it knows.
@@ -274,6 +279,7 @@ fn execute_linux(kernel: PathBuf, cli: &Cli) -> Result<bool, String> {
         memory: cli.memory,
         cpus: cli.cpus.unwrap_or(1),
         timeout: cli.timeout.map(Duration::from_secs),
+        board: &cli.board,
     };
     let (_, outcome) = linux::run(kernel, &cli.linux, &common)?;
     for problem in &outcome.problems {
@@ -290,7 +296,7 @@ fn execute_linux(kernel: PathBuf, cli: &Cli) -> Result<bool, String> {
 fn default_device() -> Result<Device, String> {
     DEFAULT_DEVICE
         .parse()
-        .map_err(|error: OptionError| error.to_string())
+        .map_err(|error: DeviceError| error.to_string())
 }
 
 /// `Ok(true)` when every scenario passed.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use amdvi_hostcap::HostCapSpec;
 use clap::Args;
 
+use super::board::BoardArgs;
 use crate::board;
 use crate::kvm::Vm;
 use crate::linux::{Files, Guest, Outcome};
@@ -62,6 +63,7 @@ pub(super) struct Common<'a> {
     pub(super) memory: Option<RamSize>,
     pub(super) cpus: usize,
     pub(super) timeout: Option<Duration>,
+    pub(super) board: &'a BoardArgs,
 }
 
 /// Runs the guest of these options; what it is made of is for the report.
@@ -87,6 +89,17 @@ pub(super) fn run(
         .map(|device| Machine::new(device, &Arc::clone(&host), &ram))
         .collect::<Result<_, _>>()
         .map_err(|error| error.to_string())?;
+    let mut board = board::Config {
+        iommus: machines
+            .iter()
+            .map(|machine| board::IommuConfig {
+                options: machine.options.clone(),
+                serves: machine.requested.serves,
+            })
+            .collect(),
+        ..board::Config::default()
+    };
+    common.board.apply(&mut board)?;
     let first = machines.first().ok_or("--device: one IOMMU at least")?;
     let guest = Guest {
         files: Files {
@@ -97,10 +110,7 @@ pub(super) fn run(
         apic_ids: apic_ids(common.cpus, args.high_apic_id),
         hide_kvm: args.hide_kvm,
         ram: first.ram.clone(),
-        board: board::Config {
-            iommus: machines.iter().map(|m| m.options.clone().into()).collect(),
-            ..board::Config::default()
-        },
+        board,
         timeout: common.timeout,
         no_reboot: args.no_reboot,
     };

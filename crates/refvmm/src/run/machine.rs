@@ -5,13 +5,14 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use amdvi_device::Options;
-use amdvi_device::options::OptionError;
 use amdvi_guest::boot::MAX_CPUS;
 use amdvi_hostcap::{Feature, Offer, Request, Shown, negotiate};
+use amdvi_regs::DeviceId;
 use amdvi_regs::mmio::ExtendedFeature;
 use serde_json::Value;
 
 use super::host::HostIommu;
+use crate::board::{DeviceError, IommuConfig};
 use crate::layout;
 use crate::ram::{Ram, RamError, RamWish};
 
@@ -25,15 +26,19 @@ pub struct Device {
     pub text: String,
     /// The device.
     pub options: Options,
+    /// The DeviceIDs that it serves, if that was said.
+    pub serves: Option<(DeviceId, DeviceId)>,
 }
 
 impl FromStr for Device {
-    type Err = OptionError;
+    type Err = DeviceError;
 
-    fn from_str(text: &str) -> Result<Self, OptionError> {
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        let IommuConfig { options, serves } = text.parse()?;
         Ok(Self {
             text: text.to_owned(),
-            options: text.parse()?,
+            options,
+            serves,
         })
     }
 }

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use amdvi_device::options::OptionError;
 use amdvi_guest::boot::MAX_CPUS;
 use amdvi_guest::scenarios::{self, Scenario};
 use amdvi_hostcap::{HostCapSpec, SpecError};
 
 use super::host::HostIommu;
 use super::machine::{Device, Machine, apic_ids};
-use crate::board::{BoardError, Config};
+use crate::board::{BoardError, Config, DeviceError};
 use crate::ram::{RamError, RamWish};
 
 /// What the user asked for.
@@ -83,7 +82,7 @@ pub enum PlanError {
         /// The scenario.
         name: &'static str,
         /// What is wrong.
-        error: OptionError,
+        error: DeviceError,
     },
     /// A scenario's own host description is wrong.
     #[error("scenario `{name}`: {error}")]
