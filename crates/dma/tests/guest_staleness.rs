@@ -487,7 +487,7 @@ impl World {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(96),
+        cases: std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(256),
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
@@ -590,6 +590,30 @@ fn a_range_in_the_guests_page_drops_all_parts_that_the_host_has_made_of_it() {
             let result =
                 world.mappers[n].translate_for(&world.memory, pasid, iova, 1, Access::Read);
             assert!(result.is_err(), "handle {n}, {iova:#x}");
+        }
+    }
+}
+
+#[test]
+fn what_one_request_has_found_serves_no_request_with_less_privilege() {
+    let mut world = World::new(4, 4096, 1024);
+    let pasid = Pasid::new(1);
+    let privileged = pasid.map(|pasid| pasid.with_privileged(true));
+    let executing = pasid.map(|pasid| pasid.with_execute(true));
+    // P and RW only; then all, and NX.
+    for (bits, first, second) in [(3, privileged, pasid), (7 | NX, pasid, executing)] {
+        let leaf = Entry::Leaf { page: 0, bits };
+        world.apply(&Op::Guest(1, 1, [0; 3], leaf)).unwrap();
+        world.apply(&Op::All).unwrap();
+        for n in [0, 1] {
+            let mut ask = |pasid| {
+                let mapper = &mut world.mappers[n];
+                let result = mapper.translate_for(&world.memory, pasid, 0, 1, Access::Read);
+                result.is_ok()
+            };
+            assert!(ask(first));
+            assert!(!ask(second), "handle {n}, bits {bits:#x}");
+            assert!(ask(first));
         }
     }
 }
