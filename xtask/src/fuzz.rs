@@ -9,7 +9,7 @@ use crate::step::{Outcome, Steps, cargo, root, succeeded};
 /// Arguments of `cargo xtask fuzz`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only this target: mmio, command_ring, remap, translate or restore
+    /// Only this target: mmio, command_ring, remap, translate, process or restore
     #[arg(long)]
     target: Option<String>,
     /// Seconds for each target
@@ -20,7 +20,14 @@ pub(crate) struct Args {
     libfuzzer: bool,
 }
 
-const TARGETS: [&str; 5] = ["mmio", "command_ring", "remap", "translate", "restore"];
+const TARGETS: [&str; 6] = [
+    "mmio",
+    "command_ring",
+    "remap",
+    "translate",
+    "process",
+    "restore",
+];
 
 /// Fuzzes for as long as asked.
 pub(crate) fn fuzz(args: &Args) -> Result<ExitCode> {

@@ -26,11 +26,12 @@ struct Record {
     instructions_per_hit: BTreeMap<String, f64>,
 }
 
-const PATHS: [&str; 4] = [
+const PATHS: [&str; 5] = [
     "remap/hit/irte32",
     "remap/hit/irte128",
     "translate/hit/4k",
     "translate/hit/2m",
+    "translate/hit/pasid",
 ];
 /// More than this above the recorded number fails. Two instructions are what the layout of a loop
 /// may cost; a branch or a load more shows.

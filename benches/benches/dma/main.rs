@@ -1,6 +1,7 @@
 //! DMA remapping: hits, misses and invalidations, and what they are measured against.
 #![allow(missing_docs)]
 
+mod nested;
 mod peers;
 mod rig;
 
@@ -14,6 +15,7 @@ use amdvi_regs::PhysMemory;
 use amdvi_regs::command::InvalidationRange;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
+use nested::{Nested, PAGES};
 use rig::{DOMAIN, LARGE, Memory, ROOT, Rig, SMALL, shuffled};
 
 /// Bytes of each request: a cache line.
@@ -151,6 +153,45 @@ fn miss(c: &mut Criterion) {
     group.finish();
 }
 
+fn run_process(mapper: &mut Mapper, memory: &Memory, addresses: &[u64]) {
+    let pasid = Nested::pasid();
+    for iova in addresses {
+        match mapper.translate_for(memory, pasid, *iova, LEN, Access::Read) {
+            Ok(mapped) => {
+                black_box(mapped.gpa);
+                black_box(mapped.len);
+            }
+            Err(failed) => panic!("{:?}", failed.cause),
+        }
+    }
+}
+
+/// Requests with a PASID, through guest tables over a host table.
+fn process(c: &mut Criterion) {
+    let rig = Nested::new(Iotlb::DEFAULT_ENTRIES);
+    let mut mapper = rig.mapper(Mapper::DEFAULT_ENTRIES);
+    let addresses = shuffled(SMALL, 12, 64).repeat(64);
+    run_process(&mut mapper, &rig.memory, &addresses);
+    let mut group = c.benchmark_group("translate/hit");
+    group.throughput(Throughput::Elements(addresses.len() as u64));
+    group.bench_function("pasid", |b| {
+        b.iter(|| run_process(&mut mapper, &rig.memory, black_box(&addresses)));
+    });
+    group.finish();
+
+    // Caches that are far too small: one level of the GCR3 table and four of the guest's, each found
+    // by a walk of the host's four, and a last one for the page: 29 loads.
+    let rig = Nested::new(1);
+    let mut mapper = rig.mapper(16);
+    let addresses = shuffled(SMALL, 12, PAGES as usize);
+    let mut group = c.benchmark_group("translate");
+    group.throughput(Throughput::Elements(addresses.len() as u64));
+    group.bench_function("nested-miss", |b| {
+        b.iter(|| run_process(&mut mapper, &rig.memory, black_box(&addresses)));
+    });
+    group.finish();
+}
+
 fn two_threads(c: &mut Criterion) {
     let rig = Rig::new(Iotlb::DEFAULT_ENTRIES);
     let mut mappers = [0, 1].map(|n| rig.mapper(n, Mapper::DEFAULT_ENTRIES));
@@ -227,6 +268,7 @@ criterion_group!(
     baseline,
     hits,
     miss,
+    process,
     two_threads,
     invalidate,
     peers::rwlock_walk,

@@ -30,6 +30,10 @@ const DEVICES: [DeviceId; 2] = [DeviceId(8), DeviceId(16)];
 pub(crate) struct Memory(Box<[AtomicU64]>);
 
 impl Memory {
+    pub(crate) fn new(bytes: u64) -> Self {
+        Self((0..bytes / 8).map(|_| AtomicU64::new(0)).collect())
+    }
+
     #[inline(always)]
     fn word(&self, gpa: u64) -> Result<&AtomicU64, MemoryError> {
         match self.0.get((gpa / 8) as usize) {
@@ -38,7 +42,7 @@ impl Memory {
         }
     }
 
-    fn set(&self, gpa: u64, word: u64) {
+    pub(crate) fn set(&self, gpa: u64, word: u64) {
         self.0[(gpa / 8) as usize].store(word, Ordering::Release);
     }
 }
@@ -85,7 +89,7 @@ pub(crate) fn page(n: u64) -> u64 {
 impl Rig {
     /// Tables of four levels, and a shared IOTLB of `iotlb_entries`.
     pub(crate) fn new(iotlb_entries: usize) -> Self {
-        let memory = Memory((0..BYTES / 8).map(|_| AtomicU64::new(0)).collect());
+        let memory = Memory::new(BYTES);
         let q0 = DteQ0::new()
             .with_v(true)
             .with_tv(true)

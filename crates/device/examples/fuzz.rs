@@ -46,9 +46,12 @@ fn main() -> ExitCode {
         Some("command_ring") => fuzz::command_ring,
         Some("remap") => fuzz::remap,
         Some("translate") => fuzz::translate,
+        Some("process") => fuzz::process,
         Some("restore") => fuzz::restore,
         _ => {
-            eprintln!("usage: fuzz mmio|command_ring|remap|translate|restore SECONDS [SEED]");
+            eprintln!(
+                "usage: fuzz mmio|command_ring|remap|translate|process|restore SECONDS [SEED]"
+            );
             return ExitCode::from(2);
         }
     };

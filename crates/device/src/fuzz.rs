@@ -5,6 +5,7 @@
 //! the step can need. They run on stable with seeded input in the tests; coverage-guided wrappers
 //! call the same functions.
 
+mod process;
 mod translate;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use amdvi_regs::msi::Msi;
 use crate::testing::{TestHost, TestMemory};
 use crate::{Endpoint, Iommu, Options, SavedState};
 
+pub use process::process;
 pub use translate::translate;
 
 /// RAM of the fuzzed machine: small, so that addresses often hit it.

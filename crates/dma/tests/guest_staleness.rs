@@ -280,7 +280,7 @@ impl World {
                     Entry::Leaf { page, bits } => {
                         let page = page << shift(level) >> 12;
                         let large = if level > 1 { LARGE } else { 0 };
-                        DATA + (page & 0x7fff_ffff) | bits | large
+                        (DATA + (page & 0x7fff_ffff)) | bits | large
                     }
                 };
                 let at = self.builder.spa(place(root, level, i));

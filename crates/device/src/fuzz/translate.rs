@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use amdvi_dma::{Access, MAX_LOADS};
+use amdvi_dma::{Access, HOST_LOADS};
 use amdvi_regs::mmio::{Control, offset};
 use amdvi_regs::{DeviceId, MemoryError, PhysMemory};
 
@@ -15,19 +15,32 @@ const DEVICE: DeviceId = DeviceId(1);
 const COMMANDS: u64 = 0x1000;
 const EVENTS: u64 = 0x2000;
 /// Loads of a DTE: two words, and both again as often as the guest changes the first meanwhile.
-const DTE_LOADS: u64 = 2 + 2 * 8;
+pub(super) const DTE_LOADS: u64 = 2 + 2 * 8;
 /// Stores of an event.
-const EVENT_STORES: u64 = 2;
+pub(super) const EVENT_STORES: u64 = 2;
 /// Loads that one enumeration of the mappings may make.
 const LOOK_BUDGET: u64 = 200;
 
 /// Memory that another CPU writes to between any two loads.
-struct Shifting {
-    memory: TestMemory,
+pub(super) struct Shifting {
+    pub(super) memory: TestMemory,
     writes: Mutex<VecDeque<(u64, u64)>>,
 }
 
 impl Shifting {
+    pub(super) fn new() -> Self {
+        Self {
+            memory: TestMemory::new(RAM),
+            writes: Mutex::default(),
+        }
+    }
+
+    /// A word that the other CPU will write.
+    pub(super) fn plan(&self, gpa: u64, word: u64) {
+        let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
+        writes.push_back((gpa, word));
+    }
+
     fn shift(&self) {
         let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((gpa, word)) = writes.pop_front() {
@@ -36,7 +49,7 @@ impl Shifting {
     }
 
     /// The guest's other CPU is done.
-    fn settle(&self) {
+    pub(super) fn settle(&self) {
         let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
         writes.clear();
     }
@@ -86,14 +99,11 @@ fn entry(input: &mut Input<'_>) -> u64 {
 /// Page tables with any content, which another CPU changes while they are walked: by requests of any
 /// length, by invalidations, and by somebody who lists what is mapped.
 ///
-/// No translation loads more than its DTE and [`MAX_LOADS`] words. When the guest stands still and
+/// No translation loads more than its DTE and [`HOST_LOADS`] words. When the guest stands still and
 /// has invalidated everything, a handle with caches answers as one without.
 pub fn translate(data: &[u8]) {
     let mut input = Input(data);
-    let memory = Arc::new(Shifting {
-        memory: TestMemory::new(RAM),
-        writes: Mutex::default(),
-    });
+    let memory = Arc::new(Shifting::new());
     let options: Options = "amd-iommu,np-cache=on"
         .parse()
         .expect("the target's options");
@@ -125,8 +135,7 @@ pub fn translate(data: &[u8]) {
             1 => {
                 let gpa = (input.word() % RAM) & !7;
                 let word = entry(&mut input);
-                let mut writes = memory.writes.lock().unwrap_or_else(PoisonError::into_inner);
-                writes.push_back((gpa, word));
+                memory.plan(gpa, word);
             }
             2 => {
                 // INVALIDATE_IOMMU_PAGES of some domain and range.
@@ -144,7 +153,7 @@ pub fn translate(data: &[u8]) {
                     assert!(!mapping.permissions.is_empty() && mapping.last() <= last);
                 }
                 let used = memory.memory.loads() - before;
-                let bound = LOOK_BUDGET + 2 * MAX_LOADS as u64 + DTE_LOADS;
+                let bound = LOOK_BUDGET + 2 * HOST_LOADS as u64 + DTE_LOADS;
                 assert!(used <= bound, "{used} loads to list mappings");
             }
             choice => {
@@ -155,7 +164,7 @@ pub fn translate(data: &[u8]) {
                 let before = memory.memory.accesses();
                 let span = device.translate(iova, len, access).map(|mapped| mapped.len);
                 let used = memory.memory.accesses() - before;
-                let bound = MAX_LOADS as u64 + DTE_LOADS + EVENT_STORES;
+                let bound = HOST_LOADS as u64 + DTE_LOADS + EVENT_STORES;
                 assert!(used <= bound, "{used} accesses for one translation");
                 assert!(span.is_err() || span.is_ok_and(|n| n <= len && (n > 0 || len == 0)));
             }

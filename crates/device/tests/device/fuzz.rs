@@ -67,6 +67,11 @@ fn translations_survive_tables_that_change_while_they_are_walked() {
 }
 
 #[test]
+fn processes_survive_tables_that_change_while_they_are_walked_and_marked() {
+    run(fuzz::process, 4000, 800);
+}
+
+#[test]
 fn restore_survives_any_state() {
     run(fuzz::restore, 5000, 400);
 }
