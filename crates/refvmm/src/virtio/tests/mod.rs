@@ -2,5 +2,6 @@
 
 mod blk;
 mod chars;
+mod net;
 mod rig;
 mod transport;
