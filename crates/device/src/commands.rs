@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use amdvi_core::{Invalidation, Slot, Subject};
-use amdvi_regs::command::{COMMAND_SIZE, Command, CompletionWait};
+use amdvi_regs::command::{COMMAND_SIZE, Command, CompletionWait, InvalidationRange};
 use amdvi_regs::event::{CommandHardwareError, Event, IllegalCommandError};
 use amdvi_regs::mmio::CounterEvent;
 use amdvi_regs::{DeviceId, PhysMemory};
@@ -235,7 +235,16 @@ impl Iommu {
                     range,
                 });
                 inner.undrained = true;
-                inner.invalidated.add(domain, range);
+                // Observers copy what requests without PASID see. Where those go through guest tables
+                // (GIoV) over host tables, a guest physical range says nothing of their addresses.
+                let control = inner.registers.control();
+                let indirect = !c.gn() && control.gt_en() && self.efr().gio_sup();
+                let seen = if indirect {
+                    InvalidationRange::All
+                } else {
+                    range
+                };
+                inner.invalidated.add(domain, seen);
             }
             // What is fetched when it is needed is there in time: the hint is taken, and nothing read,
             // so that a guest can't have the IOMMU do work for it. Inval asks for more than a hint.

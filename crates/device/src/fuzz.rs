@@ -5,13 +5,15 @@
 //! the step can need. They run on stable with seeded input in the tests; coverage-guided wrappers
 //! call the same functions.
 
+mod devices;
 mod process;
 mod translate;
 
 use std::sync::Arc;
 
-use amdvi_dma::Access;
+use amdvi_dma::{Access, MAX_LOADS};
 use amdvi_regs::DeviceId;
+use amdvi_regs::command::Command;
 use amdvi_regs::mmio::{Control, offset};
 use amdvi_regs::msi::Msi;
 
@@ -23,13 +25,19 @@ pub use translate::translate;
 
 /// RAM of the fuzzed machine: small, so that addresses often hit it.
 const RAM: u64 = 0x2_0000;
-const OPTIONS: &str = "amd-iommu,vapic=on,numint2k=on,segments=8";
+const OPTIONS: &str = "amd-iommu,vapic=on,numint2k=on,segments=8,gtsup=on,gats=5,glxsup=2,\
+                       gcr3trpmode=on,dirty-tracking=on,device-iotlb=on,pprsup=on,\
+                       ppr-auto-rsp=on,ppr-early=on,dual-ppr-log=on,prefsup=on,perf-counters=2x3";
 
-/// Accesses that one command can cause: two loads, a store, and an event.
-const PER_COMMAND: u64 = 5;
+/// Accesses that one command can cause: two loads, once more if devices have to hear something
+/// first; a store; an event, and another when a device does not answer.
+const PER_COMMAND: u64 = 10;
+/// Accesses of a batch that no command in it causes: for devices that owed answers before.
+const BATCH: u64 = 2 * 64 + 2;
 /// Accesses that one interrupt or DMA request can cause, its event or log entry included: DTE,
-/// DomainID, an IRTE read again while it changes, or six levels; two words of a log, one tail.
-const PER_REQUEST: u64 = 32;
+/// DomainID, an IRTE read again while it changes, or a walk with its marks; words of logs, a tail;
+/// events of the counters that wrap.
+const PER_REQUEST: u64 = 32 + MAX_LOADS as u64 + process::EXCHANGES + 2 * 6;
 
 /// Bytes as a source of choices; 0 when they are used up.
 struct Input<'a>(&'a [u8]);
@@ -57,6 +65,7 @@ struct Machine {
     host: Arc<TestHost>,
     iommu: Arc<Iommu>,
     devices: Vec<Endpoint>,
+    tlbs: Vec<Arc<devices::Device>>,
 }
 
 impl Machine {
@@ -68,24 +77,30 @@ impl Machine {
         let devices = [0, 1, 0x81, 0xffff]
             .map(|id| iommu.endpoint(DeviceId(id)))
             .into();
-        Self {
+        let mut machine = Self {
             memory,
             host,
             iommu,
             devices,
-        }
+            tlbs: Vec::new(),
+        };
+        machine.add_tlbs();
+        machine
     }
 
     fn write(&self, at: u64, value: u64) {
         self.iommu.mmio_write(at, &value.to_le_bytes());
     }
 
-    /// Everything on, device table at 0, commands at 1000h, events at 2000h, GA log at 3000h.
+    /// Everything on, device table at 0, commands at 1000h, events at 2000h, GA log at 3000h, PPR logs
+    /// at 4000h and 5000h.
     fn enable(&self, extra: u64) {
         self.write(offset::DEVICE_TABLE_BASE, 0);
         self.write(offset::COMMAND_BUFFER_BASE, 0x1000 | 8 << 56);
         self.write(offset::EVENT_LOG_BASE, 0x2000 | 8 << 56);
         self.write(offset::GA_LOG_BASE, 0x3000 | 8 << 56);
+        self.write(offset::PPR_LOG_BASE, 0x4000 | 8 << 56);
+        self.write(offset::PPR_LOG_B_BASE, 0x5000 | 8 << 56);
         let control = Control::RESET
             .with_iommu_en(true)
             .with_cmd_buf_en(true)
@@ -93,7 +108,11 @@ impl Machine {
             .with_event_int_en(true)
             .with_com_wait_int_en(true)
             .with_ga_log_en(true)
-            .with_ga_int_en(true);
+            .with_ga_int_en(true)
+            .with_ppr_en(true)
+            .with_ppr_log_en(true)
+            .with_ppr_int_en(true)
+            .with_gt_en(true);
         self.write(offset::CONTROL, control.into_bits() | extra);
     }
 
@@ -127,11 +146,15 @@ impl Machine {
         let at = match choice & 3 {
             0 => u64::from(input.byte()) * 2,
             1 => 0x2000 + u64::from(input.byte()),
-            2 => input.word() % 0x4100,
+            2 => match input.word() {
+                // A counter of a bank.
+                word if word & 1 == 1 => 0x4_0000 | word >> 8 & 0x3_3ff8,
+                word => word % 0x4100,
+            },
             _ => input.word(),
         };
         let mut data = input.word().to_le_bytes();
-        self.bounded(COMMANDS * PER_COMMAND + 2, |machine| {
+        self.bounded(COMMANDS * PER_COMMAND + BATCH, |machine| {
             match choice >> 2 & 3 {
                 0 => machine.iommu.mmio_read(at, &mut data[..size]),
                 1 => machine.iommu.config_write(at as u16, &data[..size]),
@@ -200,10 +223,11 @@ pub fn mmio(data: &[u8]) {
     let mut machine = Machine::new();
     machine.fill(0x1000, &mut input, 8);
     while !input.is_empty() {
-        if input.byte() & 7 == 0 {
-            machine.request(&mut input);
-        } else {
-            machine.mmio_step(&mut input);
+        match input.byte() & 7 {
+            0 => machine.request(&mut input),
+            1 => machine.sva_request(&mut input),
+            2 => machine.answer(&mut input),
+            _ => machine.mmio_step(&mut input),
         }
     }
     machine.check();
@@ -228,15 +252,23 @@ pub fn command_ring(data: &[u8]) {
                 words[0] & (0xf << 60 | 0x1_fff7),
                 words[1] & 0x7fff_ffff_ffff_f000,
             ];
+        } else if choice & 1 == 0 {
+            // No reserved bit.
+            let command = Command::decode(words);
+            let bits = command.bits() & !command.reserved_bits_set();
+            words = [bits as u64, (bits >> 64) as u64];
         }
         machine.memory.write_all(0x1000 + 16 * n, &words);
         n += 1;
     }
-    let budget = u64::from(Iommu::COMMANDS_PER_CALL) * PER_COMMAND + 2;
+    let budget = u64::from(Iommu::COMMANDS_PER_CALL) * PER_COMMAND + BATCH;
     machine.bounded(budget, |machine| machine.write(offset::COMMAND_TAIL, tail));
     // A ring of 256 entries ends within one call, whatever is in it; a store into the ring itself
     // can't make it longer.
     assert!(!machine.bounded(budget, |machine| machine.iommu.run_commands()));
+    while !input.is_empty() {
+        machine.answer(&mut input);
+    }
     machine.check();
 }
 
@@ -251,6 +283,10 @@ pub fn remap(data: &[u8]) {
         .with_gam_en(extra.gam_en() & 1)
         .with_num_int_remap_mode(extra.num_int_remap_mode() & 1)
         .with_irt_cache_dis(extra.irt_cache_dis())
+        .with_had_update(extra.had_update())
+        .with_gcr3_trp_mode(extra.gcr3_trp_mode())
+        .with_dual_ppr_log_en(extra.dual_ppr_log_en())
+        .with_ppr_auto_rsp_en(extra.ppr_auto_rsp_en())
         .with_dev_tbl_seg_en(extra.dev_tbl_seg_en() & 3);
     machine.enable(extra.into_bits());
     for dte in [0, 1] {
@@ -258,8 +294,8 @@ pub fn remap(data: &[u8]) {
         let mut words: [u64; 4] = std::array::from_fn(|_| input.word());
         if input.byte() & 3 != 0 {
             // Plausible: tables inside RAM, no reserved bits, everything valid.
-            words[0] = words[0] & (3 << 61 | 7 << 9 | 0x1_f000) | 3;
-            words[1] &= 0xffff | 7 << 32;
+            words[0] = words[0] & (0x7ff << 52 | 7 << 9 | 0x1_f180) | 3;
+            words[1] &= 0xffff | 7 << 32 | 3 << 16;
             words[2] = words[2] & (0xdf_u64 << 56 & !(1 << 59) | 0x1_ffc0 | 0x3f) | 1;
             words[3] = 0;
         }
@@ -272,6 +308,8 @@ pub fn remap(data: &[u8]) {
                 machine.fill(gpa, &mut input, 2);
             }
             1 => machine.mmio_step(&mut input),
+            2 | 3 => machine.sva_request(&mut input),
+            4 if input.byte() & 7 == 0 => machine.answer(&mut input),
             _ => machine.request(&mut input),
         }
     }

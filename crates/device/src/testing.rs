@@ -1,11 +1,12 @@
 //! A host and an observer that record what happens, for tests; and the memory that counts accesses.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 pub use amdvi_core::test_utils::TestMemory;
 use amdvi_irt::Delivery;
 
+use crate::ats::InvalidationWait;
 use crate::host::{Changes, Host, Observer};
 
 /// A host that keeps what it is given.
@@ -14,6 +15,8 @@ pub struct TestHost {
     deliveries: Mutex<Vec<Delivery>>,
     doorbells: Mutex<Vec<u32>>,
     pending: AtomicU64,
+    patient: AtomicBool,
+    waits: Mutex<Vec<InvalidationWait>>,
 }
 
 impl TestHost {
@@ -41,6 +44,16 @@ impl TestHost {
     pub fn pending_calls(&self) -> u64 {
         self.pending.load(Ordering::Relaxed)
     }
+
+    /// Whether the command processor may wait for devices; not at first.
+    pub fn set_patient(&self, patient: bool) {
+        self.patient.store(patient, Ordering::Relaxed);
+    }
+
+    /// What the command processor has waited for since the last call, in order; at most the latest.
+    pub fn take_waits(&self) -> Vec<InvalidationWait> {
+        std::mem::take(&mut self.waits.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Host for TestHost {
@@ -60,6 +73,17 @@ impl Host for TestHost {
 
     fn commands_pending(&self) {
         self.pending.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn await_invalidations(&self, wait: &InvalidationWait) -> bool {
+        let patient = self.patient.load(Ordering::Relaxed);
+        if patient {
+            let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+            // An expiry covers the earlier ones.
+            waits.clear();
+            waits.push(*wait);
+        }
+        patient
     }
 }
 

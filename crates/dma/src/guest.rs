@@ -112,9 +112,14 @@ impl<M: PhysMemory + ?Sized> Walker<'_, M> {
         };
         let key = Key::guest(table);
         if let Some(walked) = iotlb.lookup(journal, head, &key, iova, need) {
+            self.tally.hits += 1;
             return Ok(walked);
         }
-        let walked = self.walk_guest(table, iova, need, write)?;
+        self.tally.misses += 1;
+        let before = self.tally;
+        let walked = self.walk_guest(table, iova, need, write);
+        self.tally.about_tables_since(before);
+        let walked = walked?;
         iotlb.fill(head, &key, &walked);
         Ok(walked)
     }
@@ -163,6 +168,7 @@ impl<M: PhysMemory + ?Sized> Walker<'_, M> {
             let at = address + gcr3::index(table.pasid, level).unwrap_or(0) * gcr3::ENTRY_SIZE;
             let host = table.host.filter(|_| is_gpa);
             let gpa = self.address_of(host, at, Permissions::READ)?;
+            self.tally.guest_reads += 1;
             let word = self
                 .memory
                 .load_u64(gpa)
@@ -200,6 +206,7 @@ impl<M: PhysMemory + ?Sized> Walker<'_, M> {
             // Five levels at most, so there is an index.
             let at = address + table_index(iova, level).unwrap_or(0) * 8;
             let gpa = self.address_of(table.host, at, Permissions::READ)?;
+            self.tally.guest_reads += 1;
             let word = self
                 .memory
                 .load_u64(gpa)

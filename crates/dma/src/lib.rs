@@ -67,6 +67,7 @@ extern crate alloc;
 
 mod cache;
 mod context;
+mod count;
 mod dte;
 mod enumerate;
 mod fault;

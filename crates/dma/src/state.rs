@@ -12,6 +12,7 @@ use amdvi_regs::event::{
 
 use crate::cache::{Cache, Kind, Meant, Pasids};
 use crate::context::WalkContext;
+use crate::count;
 use crate::dte::{DmaEntry, read_entry};
 use crate::fault::MASTER_ABORT;
 use crate::iotlb::Iotlb;
@@ -31,9 +32,14 @@ pub(crate) struct State {
     head: u64,
     /// What the registers and the Device Table Entry say; everything in `cache` follows from it.
     dte: Option<Dte>,
+    /// Somebody counts what happens here.
+    counting: bool,
     iotlb: Arc<Iotlb>,
     va_bits: u8,
 }
+
+/// A [`InFlight::version`] that never comes: the counters that it is the sum of start at 0.
+const NEVER: u64 = u64::MAX;
 
 /// A snapshot of a Device Table Entry and of the registers around it.
 #[derive(Clone, Copy)]
@@ -58,6 +64,7 @@ impl State {
             generation: 0,
             head: 0,
             dte: None,
+            counting: false,
             iotlb,
             va_bits,
         }
@@ -129,6 +136,11 @@ impl State {
         let fits = last_address(&request).is_ok();
         let kind = Kind::of(pasid, access);
         if fits && let Some(hit) = self.cache.get(kind, iova, needed) {
+            if self.counting
+                && let Some(Dte { context, entry }) = &self.dte
+            {
+                count::cached(fabric, &request, context, entry);
+            }
             return Ok(Piece {
                 gpa: hit.gpa(iova),
                 len: len.min(hit.reach(iova)),
@@ -154,11 +166,18 @@ impl State {
         request: &Request,
         fits: bool,
     ) -> Result<(Dte, Span), Box<Failure>> {
+        let dte_was_known = self.dte.is_some();
         let dte = match self.dte {
             Some(dte) => dte,
-            None => *self
-                .dte
-                .insert(read_dte(&fabric.view, memory, request, self.va_bits)?),
+            None => match read_dte(&fabric.view, memory, request, self.va_bits) {
+                Ok(dte) => *self.dte.insert(dte),
+                Err(failure) => {
+                    if self.counting {
+                        count::without_dte(fabric, request);
+                    }
+                    return Err(failure);
+                }
+            },
         };
         // Ask for as much as there is, to see how far the answer reaches.
         let whole = Request {
@@ -177,7 +196,18 @@ impl State {
             head,
         };
         let mut walker = Walker::new(memory, Some(shared));
-        match translate_by(&dte.context, &dte.entry, &whole, &mut walker) {
+        let result = translate_by(&dte.context, &dte.entry, &whole, &mut walker);
+        if self.counting {
+            count::asked(
+                fabric,
+                request,
+                (&dte.context, &dte.entry),
+                dte_was_known,
+                &walker.tally,
+                result.as_ref().map_err(|stop| stop.reason),
+            );
+        }
+        match result {
             Ok(span) => Ok((dte, span)),
             Err(stop) => {
                 let fault = fault(&dte.context, &dte.entry, request, stop);
@@ -328,7 +358,12 @@ impl State {
         }
         self.generation = generation;
         self.head = head;
-        self.version = generation.wrapping_add(head);
+        self.counting = fabric.counters.memory();
+        self.version = if self.counting {
+            NEVER
+        } else {
+            generation.wrapping_add(head)
+        };
     }
 }
 

@@ -4,6 +4,7 @@ use amdvi_core::Journal;
 use amdvi_regs::PhysMemory;
 use amdvi_regs::pte::{HostPte, MAX_LEVEL, TABLE_ENTRIES, level_shift};
 
+use crate::count::Tally;
 use crate::dte::DteDefect;
 use crate::fault::Reason;
 use crate::iotlb::{Iotlb, Key};
@@ -96,6 +97,8 @@ pub(crate) struct Walker<'a, M: ?Sized> {
     pub(crate) shared: Option<Shared<'a>>,
     /// How many more exchanges of accessed and dirty bits may fail.
     patience: u8,
+    /// What it took.
+    pub(crate) tally: Tally,
 }
 
 impl<'a, M: PhysMemory + ?Sized> Walker<'a, M> {
@@ -105,6 +108,14 @@ impl<'a, M: PhysMemory + ?Sized> Walker<'a, M> {
             memory,
             shared,
             patience: PATIENCE,
+            tally: Tally {
+                hits: 0,
+                misses: 0,
+                table_hits: 0,
+                table_misses: 0,
+                host_reads: 0,
+                guest_reads: 0,
+            },
         }
     }
 
@@ -128,8 +139,10 @@ impl<'a, M: PhysMemory + ?Sized> Walker<'a, M> {
         };
         let key = Key::host(table);
         if let Some(walked) = iotlb.lookup(journal, head, &key, address, need) {
+            self.tally.hits += 1;
             return Ok(walked);
         }
+        self.tally.misses += 1;
         let walked = self.walk_host(table, address, need)?;
         iotlb.fill(head, &key, &walked);
         Ok(walked)
@@ -152,6 +165,7 @@ impl<'a, M: PhysMemory + ?Sized> Walker<'a, M> {
         loop {
             // Level 6 leaves seven bits after the shift, so the mask is right for every level.
             let gpa = table + ((iova >> shift) & (TABLE_ENTRIES - 1)) * 8;
+            self.tally.host_reads += 1;
             let word = self
                 .memory
                 .load_u64(gpa)

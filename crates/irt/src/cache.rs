@@ -50,16 +50,17 @@ impl Cache {
         self.entries.len()
     }
 
-    /// Must be called before each use, with the generation of the operation.
+    /// Whether it was [`sync`](Self::sync)ed with this generation: the condition of a hit.
     #[inline(always)]
-    pub(crate) fn sync(&mut self, generation: u64) {
-        if generation != self.generation {
-            self.next_epoch(generation);
-        }
+    pub(crate) fn is_of(&self, generation: u64) -> bool {
+        generation == self.generation
     }
 
-    #[cold]
-    fn next_epoch(&mut self, generation: u64) {
+    /// Makes everything stale if the generation is another one.
+    pub(crate) fn sync(&mut self, generation: u64) {
+        if self.is_of(generation) {
+            return;
+        }
         self.generation = generation;
         let epoch = self.counted_epoch.as_mut().unwrap_or(&mut self.epoch);
         if *epoch == EPOCH_LAST {

@@ -83,19 +83,24 @@ impl Remapper {
     /// Deliver while the result lives: it is what a COMPLETION_WAIT waits for, so that nothing
     /// arrives at a target that was invalidated before. A hit takes no lock, writes nothing shared
     /// and allocates nothing.
-    #[inline]
+    #[inline(always)]
     pub fn remap(&mut self, memory: &(impl PhysMemory + ?Sized), msi: Msi) -> Remapped<'_> {
         let in_flight = self.requester.enter();
-        self.cache.sync(in_flight.generation());
-        let outcome = match self.cache.get(msi) {
-            Some(delivery) => Outcome::Deliver(delivery),
-            None => miss(
+        let outcome = if self.cache.is_of(in_flight.generation())
+            && let Some(delivery) = self.cache.get(msi)
+        {
+            Outcome::Deliver(delivery)
+        } else {
+            // One call for all that is no hit: the loop around a hit then keeps its values in
+            // registers.
+            core::hint::cold_path();
+            miss(
                 &mut self.cache,
                 in_flight.fabric(),
                 in_flight.slot(),
                 memory,
                 msi,
-            ),
+            )
         };
         Remapped {
             outcome,
@@ -137,6 +142,7 @@ fn miss(
     memory: &(impl PhysMemory + ?Sized),
     msi: Msi,
 ) -> Outcome {
+    cache.sync(fabric.generation(slot));
     let counting = fabric.counters.interrupts();
     cache.set_counting(counting);
     let cached = if counting {

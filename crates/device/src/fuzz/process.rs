@@ -17,7 +17,7 @@ const COMMANDS: u64 = 0x1000;
 const EVENTS: u64 = 0x2000;
 /// Exchanges of one translation: fourteen walks of the host's table, five entries of the guest's, and
 /// those that fail.
-const EXCHANGES: u64 = 14 * 6 + 5 + 9;
+pub(super) const EXCHANGES: u64 = 14 * 6 + 5 + 9;
 
 /// A word of a table: mostly one that leads on inside RAM, in whichever format it is read.
 fn entry(input: &mut Input<'_>) -> u64 {

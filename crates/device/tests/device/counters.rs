@@ -1,8 +1,9 @@
 //! Performance counters: registers, what is counted, filters, wraps.
 
-use amdvi_device::Signal;
+use amdvi_device::{Access, Pasid, Signal};
 use amdvi_regs::DeviceId;
 use amdvi_regs::command::{Command, CompletionWait, InvalidateIommuPages};
+use amdvi_regs::dte::{Dte, DteQ0, DteQ1, DteQ2};
 use amdvi_regs::mmio::{CounterAddress, CounterEvent, CounterFunction, offset};
 
 use crate::rig::*;
@@ -260,4 +261,172 @@ fn counters_move_with_the_state_and_count_on() {
     assert_eq!(counted(&other, 2), 2);
     other.iommu.reset();
     assert_eq!(other.iommu.save(), Rig::new(COUNTED).iommu.save());
+}
+
+/// A host table of four levels that maps IOVA 40_0000h–5f_ffffh as a 2 MiB page, and guest tables that
+/// map the 2 MiB page at 0 of PASID 5 there; all of it within [`PAGE_TABLE`].
+fn map(rig: &Rig, guest: bool) {
+    let table = |n: u64| PAGE_TABLE + 0x1000 * n;
+    let pde = |next: u64, at: u64| 3 << 61 | at | next << 9 | 1;
+    rig.memory.write(table(0), pde(3, table(1)));
+    rig.memory.write(table(1), pde(2, table(2)));
+    rig.memory.write(table(2) + 2 * 8, pde(0, 0x20_0000));
+    // Where the guest's own tables are: identity.
+    rig.memory.write(table(2), pde(0, 0));
+    let x86 = |at: u64| at | 0x27;
+    rig.memory.write(table(8) + 5 * 8, table(9) | 1);
+    rig.memory.write(table(9), x86(table(10)));
+    rig.memory.write(table(10), x86(table(11)));
+    rig.memory.write(table(11), x86(0x40_0000 | 0x80));
+    let q0 = DteQ0::new()
+        .with_v(true)
+        .with_tv(true)
+        .with_mode(4)
+        .with_host_pt_root(PAGE_TABLE >> 12)
+        .with_ir(true)
+        .with_iw(true)
+        .with_gv(guest);
+    let q1 = DteQ1::new().with_i(true).with_domain_id(7);
+    let gcr3 = Dte::from_words([q0.into_bits(), q1.into_bits(), 0, 0]).with_gcr3_address(table(8));
+    let (q0, q1) = if guest { (gcr3.q0, gcr3.q1) } else { (q0, q1) };
+    rig.set_dte(NIC, q0, q1, DteQ2::new());
+}
+
+/// Counts all of `events`, four at a time, over fresh machines; returns what `run` makes of them.
+fn tally(events: &[CounterEvent], options: &str, run: impl Fn(&Rig)) -> Vec<u64> {
+    let mut counts = Vec::new();
+    for some in events.chunks(4) {
+        let rig = Rig::enabled(options);
+        for (n, &event) in (0..).zip(some) {
+            count(&rig, n, event);
+        }
+        run(&rig);
+        counts.extend((0..some.len() as u8).map(|n| counted(&rig, n)));
+    }
+    counts
+}
+
+#[test]
+fn dma_is_counted_by_what_became_of_it() {
+    use CounterEvent::*;
+    let events = [
+        MemPassUntrans,
+        MemPassPretrans,
+        MemPassExcl,
+        MemTargetAbort,
+        MemTransTotal,
+        MemIommuTlbPteHit,
+        MemIommuTlbPteMis,
+        MemDteHit,
+        MemDteMis,
+        PageTblReadTot,
+        PageTblReadNst,
+        PageTblReadGst,
+    ];
+    let options = format!("{COUNTED},device-iotlb=on");
+    let counts = tally(&events, &options, |rig| {
+        map(rig, false);
+        rig.write(offset::EXCLUSION_LIMIT, 0x7000_0000);
+        rig.write(offset::EXCLUSION_BASE, 0x7000_0000 | 3);
+        let mut nic = rig.nic();
+        // Once by the tables, nine times from the cache.
+        for n in 0..10 {
+            let mapped = nic.translate(0x40_0000 + 8 * n, 8, Access::Read).unwrap();
+            assert_eq!(mapped.gpa, 0x20_0000 + 8 * n);
+        }
+        // Not mapped, and not DMA at all.
+        assert!(nic.translate(0x60_0000, 8, Access::Read).is_err());
+        assert!(nic.translate(0xfee0_0000, 4, Access::Write).is_err());
+        for _ in 0..3 {
+            assert!(nic.translate(0x7000_0000, 8, Access::Write).is_ok());
+        }
+        assert!(nic.translated(None, 0x123, 8, Access::Write).is_ok());
+        // A function without a DTE.
+        for _ in 0..2 {
+            let mut other = rig.iommu.endpoint(DeviceId(1));
+            assert!(other.translate(0x5000, 8, Access::Write).is_ok());
+            assert!(other.translate(0x6000, 8, Access::Write).is_ok());
+        }
+    });
+    // Requests: 10 + 2 + 3 + 1 + 4.
+    assert_eq!(counts, [4, 1, 3, 1, 10, 9, 2, 20 - 3, 3, 3 + 3, 3 + 3, 0]);
+}
+
+#[test]
+fn guest_tables_are_told_from_host_tables_and_pasids_from_each_other() {
+    use CounterEvent::*;
+    let events = [
+        PageTblReadTot,
+        PageTblReadNst,
+        PageTblReadGst,
+        MemTransTotal,
+        MemIommuTlbPteHit,
+        MemIommuTlbPteMis,
+        MemIommuTlbPdeHit,
+        MemIommuTlbPdeMis,
+    ];
+    let options = format!("{COUNTED},gtsup=on");
+    let run = |rig: &Rig| {
+        rig.set_control(|c| c.with_gt_en(true));
+        map(rig, true);
+        let mut nic = rig.nic();
+        let pasid = Pasid::new(5);
+        for _ in 0..2 {
+            let mapped = nic.translate_for(pasid, 0x1234, 8, Access::Read).unwrap();
+            assert_eq!(mapped.gpa, 0x20_1234);
+        }
+        // Another handle finds it in the shared IOTLB.
+        assert!(
+            rig.nic()
+                .translate_for(pasid, 0x1234, 8, Access::Read)
+                .is_ok()
+        );
+    };
+    // One GCR3 entry and three guest entries; two host pages, walked once each with three entries: the
+    // one with the guest's tables (a GCR3 root is a system physical address) and the one of the page.
+    assert_eq!(tally(&events, &options, run), [10, 6, 4, 3, 2, 1, 2, 2]);
+    let rig = Rig::enabled(&options);
+    for (n, pasid) in [5u64, 6].into_iter().enumerate() {
+        let n = n as u8;
+        count(&rig, n, MemTransTotal);
+        let filter = pasid | 1 << 31 | 0xf_ffff << 32;
+        rig.write(register(1, n, CounterFunction::PasidMatch), filter);
+    }
+    run(&rig);
+    assert_eq!([counted(&rig, 0), counted(&rig, 1)], [3, 0]);
+}
+
+#[test]
+fn when_counting_ends_requests_take_the_short_way_again() {
+    let rig = Rig::enabled(COUNTED);
+    map(&rig, false);
+    let mut nic = rig.nic();
+    let mut hit = || assert!(nic.translate(0x40_0000, 8, Access::Read).is_ok());
+    hit();
+    count(&rig, 0, CounterEvent::MemTransTotal);
+    (0..5).for_each(|_| hit());
+    assert_eq!(counted(&rig, 0), 5);
+    rig.write(register(1, 0, CounterFunction::Source), 0);
+    (0..5).for_each(|_| hit());
+    assert_eq!(counted(&rig, 0), 5);
+    let before = rig.memory.accesses();
+    (0..5).for_each(|_| hit());
+    assert_eq!(rig.memory.accesses(), before);
+}
+
+#[test]
+fn a_counter_that_wraps_in_a_dma_request_is_reported_at_once() {
+    let rig = Rig::enabled(COUNTED);
+    map(&rig, false);
+    count(&rig, 0, CounterEvent::MemTransTotal);
+    rig.write(register(1, 0, CounterFunction::Report), 1 << 63 | 7);
+    let start = (1 << 48) - 2;
+    rig.write(register(1, 0, CounterFunction::Value), start);
+    let mut nic = rig.nic();
+    for n in 0..4 {
+        assert!(nic.translate(0x40_0000, 8, Access::Read).is_ok());
+        // In memory: a register access would take the report with it.
+        assert_eq!(rig.memory.read(EVENTS) != 0, n > 0);
+    }
+    assert_eq!(rig.take_event_words(), [0xa << 60, 7 << 32]);
 }

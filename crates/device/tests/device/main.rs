@@ -10,6 +10,7 @@ mod interrupts;
 mod logs;
 mod options;
 mod page_requests;
+mod pasid;
 mod pci;
 mod peers;
 mod registers;
