@@ -2,6 +2,7 @@
 
 mod endpoint;
 mod rig;
+mod sharing;
 mod topology;
 
 use std::sync::atomic::{AtomicBool, Ordering};
