@@ -15,7 +15,7 @@ const PAGE: u64 = 4096;
 /// Bytes of most transfers.
 const SHORT: usize = 64;
 /// Bytes of a transfer across the border of two pages.
-const LONG: usize = 2048;
+const LONG: usize = 256;
 /// Pages of a large mapping that are looked at.
 const SAMPLES: u64 = 64;
 /// What memory has where no DMA goes.
@@ -44,7 +44,7 @@ pub(super) fn check(want: &VfioDma) -> Result<String> {
                 ensure!(
                     covered(&apertures, at, size),
                     "{size:#x} bytes at IOVA {at:#x} are not in what the kernel can map: \
-                     {apertures:#x?}"
+                     {apertures:x?}"
                 );
                 device.map(at, &memory, 0, size)?;
                 job.probe(at, 0, size)
@@ -110,11 +110,11 @@ impl Job<'_> {
     fn probe(&mut self, iova: u64, offset: u64, size: u64) -> Result<()> {
         let mut places = vec![(0, SHORT), (size - SHORT as u64, SHORT), (PAGE / 2 + 1, 1)];
         if size > PAGE {
-            places.push((PAGE - 1024, LONG));
-            places.push((size / 2 - 1024, LONG));
+            places.push((PAGE - 128, LONG));
+            places.push((size / 2 - 128, LONG));
         }
         if size > 512 * PAGE {
-            places.push((512 * PAGE - 1024, LONG));
+            places.push((512 * PAGE - 128, LONG));
         }
         for (at, bytes) in places {
             self.both_ways(iova + at, offset + at, bytes)
@@ -175,7 +175,7 @@ impl Job<'_> {
         let filled = self.endpoint.dma_fill(iova, size, self.seed)?;
         ensure!(
             filled == (size, None),
-            "a fill of all of it came to {:#x} bytes, aborted {:#x?}",
+            "a fill of all of it came to {:#x} bytes, aborted {:x?}",
             filled.0,
             filled.1
         );
@@ -281,7 +281,7 @@ pub(super) fn check_fault(want: &UnmapFault, context: &Context) -> Result<String
         let filled = endpoint.dma_fill(iova, 3 * PAGE, iova)?;
         ensure!(
             filled == (2 * PAGE, Some(end)),
-            "a fill of three pages where two are mapped came to {:#x} bytes, aborted at {:#x?}",
+            "a fill of three pages where two are mapped came to {:#x} bytes, aborted at {:x?}",
             filled.0,
             filled.1
         );
@@ -298,7 +298,7 @@ pub(super) fn check_fault(want: &UnmapFault, context: &Context) -> Result<String
         "the faults name the domains {domains:x?}"
     );
     Ok(format!(
-        "writes, reads and writes beyond the end of a mapping faulted at {:#x?} in domain {:#x}, \
+        "writes, reads and writes beyond the end of a mapping faulted at {:x?} in domain {:#x}, \
          each in the log once",
         want.iovas,
         domains.first().copied().unwrap_or_default()
