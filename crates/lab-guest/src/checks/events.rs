@@ -12,6 +12,8 @@ use crate::endpoint::{Dma, Endpoint};
 use crate::vfio::{Irq, Received};
 
 const BYTES: usize = 64;
+/// For so long after a flood the kernel may say nothing about faults: it has said enough.
+const SILENCE: Duration = Duration::from_secs(6);
 
 pub(super) fn check(want: &Events, context: &Context) -> Result<String> {
     let endpoint = Endpoint::open(want.target)?;
@@ -52,6 +54,10 @@ fn one(endpoint: &Endpoint, provoke: &Provoke, context: &Context) -> Result<Stri
     for pattern in &expected {
         mark.line(pattern)?;
     }
+    let flood = matches!(provoke.request, Request::Flood(..));
+    if flood {
+        std::thread::sleep(SILENCE);
+    }
     // Lines that come besides are unexpected, unless they may come.
     let lines = mark.since()?;
     let of_these = |line: &&String| expected.iter().any(|pattern| matches(pattern, line));
@@ -59,7 +65,7 @@ fn one(endpoint: &Endpoint, provoke: &Provoke, context: &Context) -> Result<Stri
     found.once.extend(lines.iter().filter(of_these).cloned());
     found.allow.extend(provoke.allow.iter().map(pattern));
     // What comes after this look, as in a flood, is allowed by its pattern.
-    if matches!(provoke.request, Request::Flood(..)) {
+    if flood {
         found.allow.extend(expected);
     }
     Ok(format!("{:x?}: {lines:?}", provoke.request))
