@@ -94,7 +94,7 @@ impl AddressSpace {
     /// The domain whose invalidations concern it; `None` if nothing in it comes from a table.
     pub fn domain(&self) -> Option<u16> {
         let DmaEntry { q0, q1, .. } = self.dte?;
-        let tables = q0.mode() != 0 || self.context.uses_guest_tables(q0) && q0.giov();
+        let tables = q0.mode() != 0 || self.uses_guest_tables();
         let translated = self.context.iommu_enabled && q0.v() && q0.tv() && tables;
         translated.then(|| q1.domain_id())
     }
@@ -105,6 +105,17 @@ impl AddressSpace {
     pub fn is_nested(&self) -> bool {
         self.dte
             .is_some_and(|DmaEntry { q0, .. }| self.context.uses_guest_tables(q0) && q0.giov())
+    }
+
+    /// Whether its addresses are those of PASID 0 (DTE.GIoV), so that they go through a guest table. Then
+    /// every invalidation of its domain concerns it: the range of one of the host's table is in other
+    /// addresses than its own.
+    pub fn uses_guest_tables(&self) -> bool {
+        self.dte.is_some_and(|entry| {
+            self.context.iommu_enabled
+                && self.context.uses_guest_tables(entry.q0)
+                && entry.q0.giov()
+        })
     }
 
     /// What may be accessed in `range`, in ascending order, one item for each page or range without
@@ -237,6 +248,8 @@ impl<M: PhysMemory + ?Sized> Mappings<'_, M> {
                 self.path.level_below(q0)
             }
             Reason::TableUnreadable { .. } | Reason::EntryInMotion { .. } => 1,
+            // Below the addresses whose upper bits are all ones.
+            Reason::NotCanonical { bits } => return (u64::MAX << (bits - 1)) - 1,
             // Not a matter of tables: as far as the class of addresses goes. A wider address is no
             // better.
             Reason::AddressOverflow
@@ -250,7 +263,6 @@ impl<M: PhysMemory + ?Sized> Mappings<'_, M> {
             | Reason::PasidTooLarge { .. }
             | Reason::Gcr3NotValid { .. }
             | Reason::Gcr3ReservedBits { .. }
-            | Reason::NotCanonical { .. }
             | Reason::Permission { level: None } => return u64::MAX,
         };
         iova | ((1 << level_shift(level).unwrap_or(12)) - 1)

@@ -11,12 +11,16 @@ use crate::dte::DmaEntry;
 use crate::fault::{Reason, Stage, Stop};
 use crate::iotlb::Key;
 use crate::request::{GuestLeaf, Leaf, Permissions};
-use crate::walk::{HOST_LOADS, Need, Shared, Table, Walked, Walker};
+use crate::walk::{HOST_LOADS, Need, PATIENCE, Shared, Table, Walked, Walker};
 
 /// The most guest words that one translation loads: three levels of a GCR3 table and five of a guest
 /// page table, each entry found by a walk of the host page table; a second such walk for each of the
 /// five that gets an accessed or dirty bit, because it is written then; and the walk for the page.
 pub const MAX_LOADS: usize = (3 + 5) * (1 + HOST_LOADS) + 5 * HOST_LOADS + HOST_LOADS;
+
+/// The most compare-and-exchanges of accessed and dirty bits that one translation tries: one for each
+/// entry of the guest's table and of the fourteen walks of the host's, and those that fail.
+pub const MAX_EXCHANGES: usize = 5 + 14 * HOST_LOADS + PATIENCE as usize + 1;
 
 /// A guest translation, as a DTE and a PASID name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -54,8 +54,8 @@
 //! A translation performs at most [`MAX_LOADS`] loads of guest memory ([`HOST_LOADS`] without a guest
 //! table: one per level) and uses each loaded word as it was loaded: a guest that rewrites its tables
 //! meanwhile gets the answer of one of the tables it wrote, never of a mixture within an entry. An entry
-//! that is changed again and again while its bits are to be set ends the request, after a fixed number
-//! of attempts.
+//! that is changed again and again while its bits are to be set ends the request: no translation tries
+//! more than [`MAX_EXCHANGES`] exchanges.
 //!
 //! What is not here: secure ATS, whose DTE bit is a reserved one to this engine, so a device must not
 //! offer SATSup on top of it; the privilege abort of Control.PrivAbrtEn, whose meaning no public source
@@ -86,7 +86,7 @@ pub use context::{Exclusion, GuestContext, WalkContext};
 pub use dte::{DmaEntry, DteDefect, check_dte};
 pub use enumerate::{AddressSpace, Mapping, Mappings};
 pub use fault::{Fault, Reason, Stage};
-pub use guest::MAX_LOADS;
+pub use guest::{MAX_EXCHANGES, MAX_LOADS};
 pub use iotlb::Iotlb;
 pub use mapper::{Mapper, Operation};
 pub use outcome::{Answer, Answered, Cause, Failed, Failure, Mapped, Piece};

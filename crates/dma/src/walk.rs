@@ -16,7 +16,7 @@ pub const HOST_LOADS: usize = 6;
 /// How often accessed and dirty bits may meet an entry that somebody else has just changed, in one
 /// translation: CPUs and other devices set such bits once, and only a guest that plays with its entries
 /// gets further.
-const PATIENCE: u8 = 8;
+pub(crate) const PATIENCE: u8 = 8;
 
 /// log2 of the largest page that the address field can encode: its top bit, 51, ends the run of
 /// ones. With all of them one there is no end, and the page would be larger than memory can be.

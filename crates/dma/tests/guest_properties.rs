@@ -5,17 +5,14 @@ mod common;
 use std::collections::BTreeMap;
 
 use amdvi_dma::{
-    Access, DmaEntry, Fault, GuestContext, MAX_LOADS, Pasid, Permissions, Request, RequestKind,
-    Span, Target, WalkContext, translate,
+    Access, DmaEntry, Fault, GuestContext, MAX_EXCHANGES, MAX_LOADS, Pasid, Permissions, Request,
+    RequestKind, Span, Target, WalkContext, translate,
 };
 use amdvi_regs::dte::{Dte, DteQ0, DteQ1};
 use common::guest_model::{Input, Output, Words, byte};
 use common::marks::*;
 use common::*;
 use proptest::prelude::*;
-
-/// Exchanges that one translation may try: every entry of every walk once, and what patience adds.
-const MAX_MARKS: usize = 14 * 6 + 5 + 9;
 
 /// Choices from bytes; 0 when they are used up.
 struct Choices<'a>(std::slice::Iter<'a, u8>);
@@ -377,7 +374,7 @@ proptest! {
         prop_assert_eq!(as_output(&result), expected, "{:x?}", result);
         prop_assert_eq!(memory.words(), words);
         prop_assert!(memory.take_loads().len() <= MAX_LOADS);
-        prop_assert!(memory.take_attempts() <= MAX_MARKS);
+        prop_assert!(memory.take_attempts() <= MAX_EXCHANGES);
         if let Ok(span) = result && case.request.kind == RequestKind::Untranslated {
             prop_assert!(span.permissions.contains(case.request.access.needs()));
         }
@@ -433,7 +430,7 @@ proptest! {
         memory.race(1 << bit, times);
         let result = case.translate(&memory);
         prop_assert!(memory.take_loads().len() <= MAX_LOADS);
-        prop_assert!(memory.take_attempts() <= MAX_MARKS);
+        prop_assert!(memory.take_attempts() <= MAX_EXCHANGES);
         for (at, before, after) in memory.take_marks() {
             prop_assert_eq!(after & !(ACCESSED | DIRTY), before & !(ACCESSED | DIRTY), "{:#x}", at);
         }

@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use amdvi_core::{Barrier, Fabric, Invalidation, View};
-use amdvi_dma::{Access, Iotlb, Mapper, Pasid, Permissions, Reason};
+use amdvi_dma::{Access, AddressSpace, Iotlb, Mapper, Pasid, Permissions, Reason};
 use amdvi_regs::dte::{Dte, DteQ0};
 use amdvi_regs::mmio::{Control, DeviceTableBase, ExtendedFeature, ExtendedFeature2};
 use amdvi_regs::{DeviceId, PhysMemory};
@@ -510,4 +510,92 @@ fn memory_that_cannot_be_written_is_a_hardware_error() {
             world.guest[0],
         ]
     );
+}
+
+#[test]
+fn threads_that_write_first_at_the_same_time_set_each_dirty_bit_once() {
+    for (mode, had) in [(0, 0), (3, 3)] {
+        let mut world = World::new(mode, had);
+        let root = GUEST_TABLES;
+        for n in 0..64 {
+            let (iova, page) = (0x60_0000 + (n << 12), PAGE + (n << 12));
+            world.builder.guest_map(root, 4, iova, 1, page | GUEST_RWU);
+            if mode != 0 {
+                world.builder.host_map(page, 1, pte(page + DISTANCE));
+            }
+        }
+        for (at, word) in &world.builder.words {
+            world.memory.set(*at, *word);
+        }
+        let world = &world;
+        std::thread::scope(|scope| {
+            for seed in 0..4 {
+                let mut nic = world.mapper();
+                scope.spawn(move || {
+                    for n in 0..64 {
+                        let n = n ^ (seed & 1);
+                        for access in [Access::Read, Access::Write, Access::Write] {
+                            world.dma(&mut nic, pasid(), 0x60_0000 + (n << 12), access);
+                        }
+                    }
+                });
+            }
+        });
+        let mut dirty: Vec<_> = world
+            .marks()
+            .into_iter()
+            .filter(|(_, bits)| bits & DIRTY != 0)
+            .map(|(at, _)| at)
+            .collect();
+        let all = dirty.len();
+        dirty.sort_unstable();
+        dirty.dedup();
+        assert_eq!(dirty.len(), all, "each once");
+        // The guest's leaves; and the host's, with those of the tables that hold marked entries.
+        assert!(all >= if mode == 0 { 64 } else { 128 }, "{all}");
+    }
+}
+
+#[test]
+fn to_list_what_a_guest_table_maps_marks_nothing() {
+    for mode in [0, 3] {
+        let mut world = World::new(mode, if mode == 0 { 0 } else { 3 });
+        let high = 0xffff_8000_0040_0000;
+        let root = world.builder.guest_table();
+        world.builder.set_gcr3(1, 0, root);
+        for (iova, page) in [(IOVA, PAGE), (high, PAGE + 0x1000)] {
+            world
+                .builder
+                .guest_map(root, 4, iova & 0xffff_ffff_ffff, 1, page | GUEST_RWU);
+            if mode != 0 {
+                world.builder.host_map(page, 1, pte(page + DISTANCE));
+            }
+        }
+        for (at, word) in &world.builder.words {
+            world.memory.set(*at, *word);
+        }
+        let at = DEVICE_TABLE + u64::from(NIC.0) * 32;
+        let q0 = DteQ0::from_bits(world.memory.get(at)).with_giov(true);
+        world.memory.set(at, q0.into_bits());
+        let space = AddressSpace::read(&world.fabric.view, &world.memory, NIC, 64);
+        assert!(space.uses_guest_tables());
+        assert_eq!(space.domain(), Some(DOMAIN));
+        let list: Vec<_> = space
+            .mappings(&world.memory, 0..=u64::MAX, 1 << 16)
+            .map(|mapping| (mapping.iova, mapping.gpa, mapping.len, mapping.permissions))
+            .collect();
+        let rw = Permissions::all();
+        let spa = world.builder.spa(PAGE);
+        assert_eq!(
+            list,
+            [
+                (IOVA, spa, 0x1000, rw),
+                // The same table, by the two forms of its upper half.
+                (high & 0xffff_ffff_ffff, spa + 0x1000, 0x1000, rw),
+                (high, spa + 0x1000, 0x1000, rw),
+            ],
+            "mode {mode}"
+        );
+        assert_eq!(world.marks(), []);
+    }
 }

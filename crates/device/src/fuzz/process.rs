@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use amdvi_dma::{Access, MAX_LOADS, Pasid};
+use amdvi_dma::{Access, MAX_EXCHANGES, MAX_LOADS, Pasid};
 use amdvi_regs::DeviceId;
 use amdvi_regs::mmio::{Control, offset};
 
@@ -15,9 +15,8 @@ use crate::{Endpoint, Iommu, Options};
 const DEVICE: DeviceId = DeviceId(1);
 const COMMANDS: u64 = 0x1000;
 const EVENTS: u64 = 0x2000;
-/// Exchanges of one translation: fourteen walks of the host's table, five entries of the guest's, and
-/// those that fail.
-pub(super) const EXCHANGES: u64 = 14 * 6 + 5 + 9;
+/// Exchanges of one translation.
+pub(super) const EXCHANGES: u64 = MAX_EXCHANGES as u64;
 
 /// A word of a table: mostly one that leads on inside RAM, in whichever format it is read.
 fn entry(input: &mut Input<'_>) -> u64 {
@@ -94,8 +93,8 @@ fn pasid(input: &mut Input<'_>) -> Option<Pasid> {
 
 /// Requests of processes.
 ///
-/// No translation loads more than its DTE and [`MAX_LOADS`] words, nor exchanges more than a fixed
-/// number. When the guest stands still and has invalidated everything, a handle with caches answers as
+/// No translation loads more than its DTE and [`MAX_LOADS`] words, nor exchanges more than
+/// [`MAX_EXCHANGES`]. When the guest stands still and has invalidated everything, a handle with caches answers as
 /// one without.
 pub fn process(data: &[u8]) {
     let mut input = Input(data);
