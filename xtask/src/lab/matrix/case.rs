@@ -129,6 +129,15 @@ impl Case {
         }
     }
 
+    /// No device but the IOMMU, and nothing to check of one.
+    pub(super) fn bare(mut self) -> Self {
+        self.endpoints.clear();
+        self.disks.clear();
+        self.nets.clear();
+        self.small = false;
+        self.without(&["disk", "net", "rng", "console"])
+    }
+
     /// So many processors.
     pub(in crate::lab) fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;

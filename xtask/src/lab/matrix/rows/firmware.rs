@@ -28,6 +28,13 @@ fn msix() -> Check {
 
 pub(super) const ROWS: &[Row] = &[
     Row {
+        name: "M0-boot",
+        about: "a machine with an IOMMU and nothing behind it boots and says nothing unexpected",
+        kernels: ALL,
+        subset: &[],
+        make: |case| case.bare().log(&["AMD-Vi: Interrupt remapping enabled"]),
+    },
+    Row {
         name: "M16-intremap-off",
         about: "intremap=off: DMA is remapped, interrupts are not",
         kernels: ALL,
