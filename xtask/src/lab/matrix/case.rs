@@ -151,6 +151,18 @@ impl Case {
         self
     }
 
+    /// One more IOMMU.
+    pub(super) fn more_iommu(mut self, device: &str) -> Self {
+        self.iommus.push(format!("amd-iommu,{device}"));
+        self
+    }
+
+    /// Other test endpoints instead of the usual one.
+    pub(super) fn endpoints(mut self, endpoints: &[&str]) -> Self {
+        self.endpoints = owned(endpoints);
+        self
+    }
+
     /// More arguments of the reference VMM.
     pub(super) fn args(mut self, args: &[&str]) -> Self {
         self.args.extend(owned(args));
@@ -202,6 +214,12 @@ impl Case {
     /// The log must have no line that matches.
     pub(super) fn no_log(mut self, patterns: &[&str]) -> Self {
         self.log_check().forbid.extend(owned(patterns));
+        self
+    }
+
+    /// The log may have lines that match.
+    pub(super) fn log_allow(mut self, patterns: &[&str]) -> Self {
+        self.plan.log_allow.extend(owned(patterns));
         self
     }
 

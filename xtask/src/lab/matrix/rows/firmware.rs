@@ -1,6 +1,6 @@
 //! What the firmware tables say, what they leave out, and what the command line overrides.
 
-use amdvi_lab_guest::plan::{Check, Msix};
+use amdvi_lab_guest::plan::{Check, Msix, SysfsIvhd, Target, UnmapFault, VfioDma};
 
 use super::{ALL, NEW, Row, V7};
 use crate::lab::matrix::Case;
@@ -19,6 +19,15 @@ fn no_iommu(case: Case) -> Case {
     not_remapped(case).without(&["iommu-groups", "sysfs-ivhd"])
 }
 
+/// The driver prints what it reads in the IVRS.
+fn dump(case: Case) -> Case {
+    case.cmdline("amd_iommu_dump").log_allow(&["AMD-Vi: *"])
+}
+
+fn vfio_dma() -> Check {
+    Check::VfioDma(VfioDma::default())
+}
+
 fn msix() -> Check {
     Check::Msix(Msix {
         vectors: 64,
@@ -33,6 +42,127 @@ pub(super) const ROWS: &[Row] = &[
         kernels: ALL,
         subset: &[],
         make: |case| case.bare().log(&["AMD-Vi: Interrupt remapping enabled"]),
+    },
+    Row {
+        name: "M15-types",
+        about: "IVHD blocks of type 10h and 11h only: the driver takes the second",
+        kernels: ALL,
+        subset: &[],
+        make: |case| {
+            dump(case.args(&["--ivrs", "types=10+11"]))
+                .log(&["AMD-Vi: Using IVHD type 0x11"])
+                .check(msix())
+        },
+    },
+    Row {
+        name: "M15-alias",
+        about: "a function whose requests carry another function's DeviceID",
+        kernels: ALL,
+        subset: &[],
+        make: |case| {
+            dump(case.args(&["--ivrs", "alias=08.0@09.0"]))
+                .endpoints(&["addr=08.0"])
+                .log(&["AMD-Vi: *DEV_ALIAS*"])
+                .check(msix())
+                .check(vfio_dma())
+                .check(Check::UnmapFault(UnmapFault::default()))
+        },
+    },
+    Row {
+        name: "M15-ivmd",
+        about: "memory that stays mapped one to one, and memory that is excluded: reserved regions of type direct",
+        kernels: ALL,
+        subset: &[],
+        make: |case| {
+            dump(case.args(&[
+                "--ivrs",
+                "unity=0x1000000-0x1ffffff@08.0,exclusion=0x3000000-0x30fffff@08.0",
+            ]))
+            .endpoints(&["addr=08.0"])
+            .groups(|groups| {
+                let patterns = ["0x<x> 0x<x> direct*"].map(str::to_owned).to_vec();
+                groups.reserved.insert("0000:00:08.0".to_owned(), patterns);
+            })
+            .check(msix())
+        },
+    },
+    Row {
+        name: "M15-acpi-hid",
+        about: "a device that only ACPI names",
+        kernels: ALL,
+        subset: &[],
+        make: |case| {
+            dump(case.args(&["--ivrs", "acpi=AMDI0010@1e.0/1"]))
+                .log(&["AMD-Vi: *DEV_ACPI_HID(AMDI0010*"])
+                .check(msix())
+        },
+    },
+    Row {
+        name: "M15-two-iommus",
+        about: "two IOMMUs, a function behind each, both translated and remapped",
+        kernels: ALL,
+        subset: &[],
+        make: |case| {
+            let second = Target {
+                endpoint: 1,
+                ..Target::default()
+            };
+            dump(case)
+                .more_iommu("addr=10.2,mmio-base=0xfeb90000,dma-remap=on,intremap=on,xtsup=on")
+                .endpoints(&["addr=08.0", "addr=11.0"])
+                .check(msix())
+                .check(Check::Msix(Msix {
+                    target: second,
+                    vectors: 64,
+                    ..Msix::default()
+                }))
+                .check(vfio_dma())
+                .check(Check::VfioDma(VfioDma {
+                    target: second,
+                    ..VfioDma::default()
+                }))
+                .check(Check::SysfsIvhd(SysfsIvhd {
+                    index: 1,
+                    ..SysfsIvhd::default()
+                }))
+        },
+    },
+    Row {
+        name: "M15-segment",
+        about: "a second PCI segment with an IOMMU of its own",
+        kernels: ALL,
+        subset: &[],
+        make: |case| {
+            let second = Target {
+                endpoint: 1,
+                ..Target::default()
+            };
+            dump(case)
+                .more_iommu("segment=1,mmio-base=0xfeb90000,dma-remap=on,intremap=on,xtsup=on")
+                .endpoints(&["addr=08.0", "addr=1:00:05.0"])
+                .check(msix())
+                .check(Check::Msix(Msix {
+                    target: second,
+                    vectors: 64,
+                    ..Msix::default()
+                }))
+                .check(Check::VfioDma(VfioDma {
+                    target: second,
+                    ..VfioDma::default()
+                }))
+        },
+    },
+    Row {
+        name: "M15-hpet",
+        about: "an HPET whose timers send messages through the IOMMU",
+        kernels: ALL,
+        subset: &[],
+        make: |case| {
+            dump(case.args(&["--ivrs", "hpet=14.1"]))
+                // Else the kernel does without: the local APIC's timer never stops.
+                .cmdline("clearcpuid=arat")
+                .interrupts(|seen| seen.require.push("IR-HPET-MSI*".to_owned()))
+        },
     },
     Row {
         name: "M16-intremap-off",
@@ -97,7 +227,7 @@ pub(super) const ROWS: &[Row] = &[
         kernels: ALL,
         subset: &[],
         make: |case| {
-            not_remapped(case.args(&["--ivrs", "ioapic=off"])).log(&[
+            not_remapped(case.args(&["--ivrs", "ioapic=absent"])).log(&[
                 "*AMD-Vi: *IOAPIC*not in IVRS table*",
                 "AMD-Vi: Disabling interrupt remapping",
             ])
@@ -109,7 +239,7 @@ pub(super) const ROWS: &[Row] = &[
         kernels: &[V7],
         subset: &[],
         make: |case| {
-            not_remapped(case.args(&["--ivrs", "southbridge=off"])).log(&[
+            not_remapped(case.args(&["--ivrs", "southbridge=none"])).log(&[
                 "*AMD-Vi: No southbridge IOAPIC found*",
                 "AMD-Vi: Disabling interrupt remapping",
             ])
