@@ -227,7 +227,7 @@ pub(super) const ROWS: &[Row] = &[
         kernels: ALL,
         subset: &[],
         make: |case| {
-            not_remapped(case.args(&["--ivrs", "ioapic=absent"])).log(&[
+            not_remapped(case.args(&["--ivrs", "ioapic=off"])).log(&[
                 "*AMD-Vi: *IOAPIC*not in IVRS table*",
                 "AMD-Vi: Disabling interrupt remapping",
             ])
@@ -239,7 +239,7 @@ pub(super) const ROWS: &[Row] = &[
         kernels: &[V7],
         subset: &[],
         make: |case| {
-            not_remapped(case.args(&["--ivrs", "southbridge=none"])).log(&[
+            not_remapped(case.args(&["--ivrs", "southbridge=off"])).log(&[
                 "*AMD-Vi: No southbridge IOAPIC found*",
                 "AMD-Vi: Disabling interrupt remapping",
             ])
