@@ -95,6 +95,11 @@ impl Runner {
         }
     }
 
+    /// Whether the machine underneath is one that QEMU emulates.
+    pub(super) const fn is_emulated(&self) -> bool {
+        matches!(self, Self::Nested(_))
+    }
+
     /// Why it is this one, for people.
     pub(super) fn why(&self) -> String {
         match self {

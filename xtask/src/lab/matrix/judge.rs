@@ -19,6 +19,23 @@ pub(crate) struct Verdict {
     /// What went wrong with the emulator and was overcome.
     pub(crate) remarks: Vec<String>,
     pub(crate) passed: bool,
+    /// The guest's kernel said that one of its processors hangs.
+    pub(crate) stalled: Option<String>,
+}
+
+/// What a kernel says when one of its processors does not go on. An emulated AMD machine loses an
+/// interrupt of a nested guest now and then; a processor that waits for it waits for ever.
+const STALLS: [&str; 5] = [
+    "rcu: INFO: rcu_preempt detected stalls",
+    "rcu: INFO: rcu_sched detected stalls",
+    "rcu: INFO: rcu_preempt self-detected stall",
+    "watchdog: BUG: soft lockup",
+    "watchdog: Watchdog detected hard LOCKUP",
+];
+
+fn stall(console: &str) -> Option<String> {
+    let is_one = |line: &&str| STALLS.iter().any(|stall| line.contains(stall));
+    console.lines().find(is_one).map(str::to_owned)
 }
 
 /// Judges a run of the reference VMM.
@@ -87,6 +104,7 @@ pub(super) fn judge(case: &Case, ran: Ran) -> Verdict {
         }
     }
     Verdict {
+        stalled: stall(&ran.console),
         passed: checks.iter().all(|check| check.passed),
         report: reports.into_iter().next_back().unwrap_or_default(),
         checks,
@@ -157,6 +175,13 @@ mod tests {
             ..ran(&[report(true)])
         };
         assert!(!judge(&case, other).passed);
+    }
+
+    #[test]
+    fn a_processor_that_hangs_is_told_from_other_failures() {
+        let line = "[  204.88] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:";
+        assert_eq!(stall(&format!("boot\n{line}\nmore")), Some(line.into()));
+        assert_eq!(stall("amdvi-lab-guest: FAILED disk"), None);
     }
 
     #[test]

@@ -99,6 +99,36 @@ pub(in crate::lab) fn run(
         fs::remove_dir_all(folder)
             .with_context(|| format!("cannot remove {}", folder.display()))?;
     }
+    let mut verdict = once(ready, case, kernel, own_initrd, folder, watch)?;
+    if let Some(line) = &verdict.stalled
+        && !verdict.passed
+        && ready.runner.is_emulated()
+    {
+        let remark = format!("a processor of the guest hung ({line}); it was booted once more");
+        eprintln!("lab: {remark}");
+        let before = folder.with_added_extension("hung");
+        // Of a run before this one.
+        let _ = fs::remove_dir_all(&before);
+        fs::rename(folder, &before)?;
+        verdict = once(ready, case, kernel, own_initrd, folder, watch)?;
+        verdict.remarks.push(format!(
+            "{remark}; the first run is in {}",
+            before.display()
+        ));
+    }
+    let text = serde_json::to_string_pretty(&verdict)?;
+    fs::write(folder.join("result.json"), text)?;
+    Ok(verdict)
+}
+
+fn once(
+    ready: &Ready,
+    case: &Case,
+    kernel: &Kernel,
+    own_initrd: Option<&Path>,
+    folder: &Path,
+    watch: &mut dyn FnMut(&str),
+) -> Result<Verdict> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let contents = |cpio: &mut Cpio, modules: &[String]| checks(ready, case, kernel, cpio, modules);
     let mut job = job(case, kernel, folder, &contents)?;
@@ -112,10 +142,7 @@ pub(in crate::lab) fn run(
             let _ = fs::remove_file(file);
         }
     }
-    let verdict = judge(case, ran?);
-    let text = serde_json::to_string_pretty(&verdict)?;
-    fs::write(folder.join("result.json"), text)?;
-    Ok(verdict)
+    Ok(judge(case, ran?))
 }
 
 /// The reference VMM's run for a case.

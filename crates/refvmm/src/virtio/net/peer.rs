@@ -33,9 +33,10 @@ const MTU: usize = 1514;
 const MAX_FRAMES: usize = 512;
 /// TCP connections at the same time.
 const CONNECTIONS: usize = 8;
-/// Bytes of each buffer of a connection, and of all datagrams.
+/// Bytes of each buffer of a connection.
 const BUFFER: usize = 64 << 10;
-/// Datagrams that wait to be echoed.
+/// Datagrams that wait to be echoed. There is room for as many of any length: a guest that has to
+/// find out where the peer is sends all that it has waiting at once.
 const DATAGRAMS: usize = 256;
 /// Turns of one call: bounds what one frame can bring about.
 const TURNS: usize = 64;
@@ -123,7 +124,7 @@ impl Peer {
         let mut sockets = SocketSet::new(Vec::new());
         let datagrams = || {
             let metadata = vec![udp::PacketMetadata::EMPTY; DATAGRAMS];
-            udp::PacketBuffer::new(metadata, vec![0; BUFFER])
+            udp::PacketBuffer::new(metadata, vec![0; DATAGRAMS * MTU])
         };
         let mut echo = udp::Socket::new(datagrams(), datagrams());
         // The port is not 0 and the socket not open: it can't fail.
