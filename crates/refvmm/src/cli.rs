@@ -1,6 +1,7 @@
 //! The command line.
 
 mod board;
+mod devices;
 mod linux;
 
 use std::io::{IsTerminal, Write};
@@ -18,6 +19,7 @@ use linux::LinuxArgs;
 
 use crate::board::DeviceError;
 use crate::kvm::Payload;
+use crate::linux::json as json_of_linux;
 use crate::ram::{Heap, RamSize, RamWish};
 use crate::report::{Human, Summary, json};
 use crate::run::host::{HostIommu, HostKvm};
@@ -281,7 +283,7 @@ fn execute_linux(kernel: PathBuf, cli: &Cli) -> Result<bool, String> {
         timeout: cli.timeout.map(Duration::from_secs),
         board: &cli.board,
     };
-    let (_, outcome) = linux::run(kernel, &cli.linux, &common)?;
+    let (machines, outcome) = linux::run(kernel, &cli.linux, &common)?;
     for problem in &outcome.problems {
         eprintln!("warning: {problem}");
     }
@@ -290,6 +292,10 @@ fn execute_linux(kernel: PathBuf, cli: &Cli) -> Result<bool, String> {
         outcome.ended,
         outcome.elapsed.as_secs_f64()
     );
+    if cli.json {
+        // Whoever does not read it does not need it.
+        let _ = writeln!(std::io::stdout(), "{}", json_of_linux(&machines, &outcome));
+    }
     Ok(outcome.ended.is_good())
 }
 
@@ -308,6 +314,12 @@ fn execute_scenarios(mut cli: Cli) -> Result<bool, String> {
         return Err(format!("--cpus {cpus}: the scenarios have 1 to {MAX_CPUS}"));
     }
     let device = cli.device.pop();
+    if device
+        .as_ref()
+        .is_some_and(|device| device.serves.is_some())
+    {
+        return Err("--device: `serves` is for several IOMMUs, which need --kernel".into());
+    }
     let Choice {
         accel,
         why,

@@ -14,7 +14,7 @@ mod ivrs;
 pub mod legacy;
 pub mod pci;
 mod places;
-mod properties;
+pub(crate) mod properties;
 mod recorder;
 mod slot;
 mod socket;

@@ -33,14 +33,14 @@ pub enum PropertyError {
 
 /// A property and its value.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Property<'a> {
-    pub(super) name: &'a str,
-    pub(super) value: &'a str,
+pub(crate) struct Property<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) value: &'a str,
 }
 
 /// The properties of a string, in order. Each must be one of `known`; all but `lists` are given
 /// once at most. What has no `=` has an empty value.
-pub(super) fn properties<'a>(
+pub(crate) fn properties<'a>(
     text: &'a str,
     known: &[&str],
     lists: &[&str],
@@ -71,7 +71,7 @@ pub(super) fn properties<'a>(
 
 impl Property<'_> {
     /// The error about the value.
-    pub(super) fn refused(&self, accepts: &'static str) -> PropertyError {
+    pub(crate) fn refused(&self, accepts: &'static str) -> PropertyError {
         PropertyError::Value {
             name: self.name.to_owned(),
             value: self.value.to_owned(),
@@ -80,7 +80,7 @@ impl Property<'_> {
     }
 
     /// `on` or `off`.
-    pub(super) fn switch(&self) -> Result<bool, PropertyError> {
+    pub(crate) fn switch(&self) -> Result<bool, PropertyError> {
         match self.value {
             "on" => Ok(true),
             "off" => Ok(false),
@@ -89,14 +89,14 @@ impl Property<'_> {
     }
 
     /// A PCI function of segment 0 or of one that the context gives.
-    pub(super) fn function(&self) -> Result<DeviceId, PropertyError> {
+    pub(crate) fn function(&self) -> Result<DeviceId, PropertyError> {
         function(self.value)
             .ok_or_else(|| self.refused("[bus:]device.function in hexadecimal, such as 05.0"))
     }
 }
 
 /// `[bus:]device.function`, hexadecimal.
-pub(super) fn function(text: &str) -> Option<DeviceId> {
+pub(crate) fn function(text: &str) -> Option<DeviceId> {
     let (bus, rest) = text.split_once(':').unwrap_or(("0", text));
     let (device, function) = rest.split_once('.')?;
     let bus = hex(bus).and_then(|n| u8::try_from(n).ok())?;
@@ -106,7 +106,7 @@ pub(super) fn function(text: &str) -> Option<DeviceId> {
 }
 
 /// `[[segment:]bus:]device.function`, hexadecimal.
-pub(super) fn function_of_segment(text: &str) -> Option<(Segment, DeviceId)> {
+pub(crate) fn function_of_segment(text: &str) -> Option<(Segment, DeviceId)> {
     match text.rsplit_once(':').and_then(|(head, _)| head.find(':')) {
         Some(colon) => {
             let segment = hex(&text[..colon]).and_then(|n| u16::try_from(n).ok())?;
@@ -117,7 +117,7 @@ pub(super) fn function_of_segment(text: &str) -> Option<(Segment, DeviceId)> {
 }
 
 /// `function` or `first-last`.
-pub(super) fn functions(text: &str) -> Option<(DeviceId, DeviceId)> {
+pub(crate) fn functions(text: &str) -> Option<(DeviceId, DeviceId)> {
     let (first, last) = match text.split_once('-') {
         Some((first, last)) => (function(first)?, function(last)?),
         None => {
@@ -129,7 +129,7 @@ pub(super) fn functions(text: &str) -> Option<(DeviceId, DeviceId)> {
 }
 
 /// As [`functions`], with the segment of the first before it.
-pub(super) fn functions_of_segment(text: &str) -> Option<(Segment, DeviceId, DeviceId)> {
+pub(crate) fn functions_of_segment(text: &str) -> Option<(Segment, DeviceId, DeviceId)> {
     let (first, last) = text.split_once('-').unwrap_or((text, ""));
     let (segment, first) = function_of_segment(first)?;
     let last = match last {
@@ -140,7 +140,7 @@ pub(super) fn functions_of_segment(text: &str) -> Option<(Segment, DeviceId, Dev
 }
 
 /// A number: decimal, or hexadecimal behind 0x.
-pub(super) fn number(text: &str) -> Option<u64> {
+pub(crate) fn number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(digits) => hex(digits),
         None => text.parse().ok(),

@@ -8,7 +8,8 @@ use amdvi_hostcap::HostCapSpec;
 use clap::Args;
 
 use super::board::BoardArgs;
-use crate::board;
+use super::devices::{self, Console, Disk, Net};
+use crate::board::{self, FunctionConfig};
 use crate::kvm::Vm;
 use crate::linux::{Files, Guest, Outcome};
 use crate::ram::{RamSize, RamWish};
@@ -51,9 +52,41 @@ pub(super) struct LinuxArgs {
     #[arg(long, requires = "kernel")]
     hide_kvm: bool,
 
+    /// A disk; can be given several times
+    #[arg(long, value_name = "STRING", requires = "kernel", value_parser = str::parse::<Disk>,
+          long_help = devices::help("--disk", "A disk; can be given several times."))]
+    disk: Vec<Disk>,
+
+    /// A network card; can be given several times
+    #[arg(long, value_name = "STRING", requires = "kernel", value_parser = str::parse::<Net>,
+          long_help = devices::help("--net", "A network card; can be given several times."))]
+    net: Vec<Net>,
+
+    /// A source of entropy
+    #[arg(long, requires = "kernel")]
+    rng: bool,
+
+    /// A console besides the serial port
+    #[arg(long, value_name = "STRING", requires = "kernel", num_args = 0..=1,
+          default_missing_value = "stdout", value_parser = str::parse::<Console>,
+          long_help = devices::help("--console", "A console besides the serial port."))]
+    console: Option<Console>,
+
     /// Ends when the guest resets the machine, instead of starting it again
     #[arg(long, requires = "kernel")]
     no_reboot: bool,
+}
+
+impl LinuxArgs {
+    fn functions(&self) -> Vec<FunctionConfig> {
+        let mut functions: Vec<_> = self.disk.iter().map(Disk::function).collect();
+        functions.extend(self.net.iter().map(Net::function));
+        functions.extend(self.console.iter().map(Console::function));
+        if self.rng {
+            functions.push(devices::rng());
+        }
+        functions
+    }
 }
 
 /// What a Linux guest and the scenarios share.
@@ -90,13 +123,8 @@ pub(super) fn run(
         .collect::<Result<_, _>>()
         .map_err(|error| error.to_string())?;
     let mut board = board::Config {
-        iommus: machines
-            .iter()
-            .map(|machine| board::IommuConfig {
-                options: machine.options.clone(),
-                serves: machine.requested.serves,
-            })
-            .collect(),
+        iommus: machines.iter().map(Machine::iommu).collect(),
+        functions: args.functions(),
         ..board::Config::default()
     };
     common.board.apply(&mut board)?;

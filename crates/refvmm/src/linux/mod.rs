@@ -9,8 +9,10 @@ mod console;
 mod cpuid;
 mod image;
 mod place;
+mod report;
 mod start;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,13 +25,17 @@ use crate::kvm::{self, Crew, End, Ending, KvmError, Vm, cpu};
 use crate::ram::Ram;
 use crate::run::vm::{Problems, VmInjector};
 use console::Terminal;
+use report::Controls;
 
 pub use cpuid::Choice;
 pub use image::{Files, LoadError};
+pub use report::{Devices, IommuState, json};
 
 /// Resets in a row, each so soon after the boot, are a guest that never comes up.
 const RESETS_IN_A_ROW: u32 = 5;
 const SOON: Duration = Duration::from_secs(60);
+/// How often the IOMMUs are looked at, for the report.
+const SAMPLE: Duration = Duration::from_millis(200);
 
 /// Why a guest can't be started.
 #[derive(Debug, thiserror::Error)]
@@ -106,12 +112,18 @@ pub struct Guest {
 /// What became of a guest.
 #[derive(Clone, Debug)]
 pub struct Outcome {
+    /// Its kernel.
+    pub kernel: PathBuf,
+    /// x2APIC IDs of its CPUs.
+    pub apic_ids: Vec<u32>,
     /// How it ended.
     pub ended: Ended,
     /// How often the machine was reset and started again.
     pub resets: u32,
     /// How long all of it took.
     pub elapsed: Duration,
+    /// Its devices in the end.
+    pub devices: Devices,
     /// What went wrong on the host's side, such as interrupts that could not be delivered.
     pub problems: Vec<String>,
 }
@@ -162,34 +174,41 @@ impl Guest {
         });
         let problems = Problems::default();
         let (mut resets, mut in_a_row) = (0, 0);
-        let ended = loop {
+        let (ended, devices) = loop {
             let booted = Instant::now();
-            let ended = self.boot(&terminal, &switch, began, &problems)?;
+            let (ended, devices) = self.boot(&terminal, &switch, began, &problems)?;
             in_a_row = if booted.elapsed() < SOON {
                 in_a_row + 1
             } else {
                 1
             };
-            match ended {
+            let ended = match ended {
+                Some(ended) => ended,
                 None if self.no_reboot => {
-                    break Ended::Reset("the guest reset the machine (--no-reboot)".to_owned());
+                    Ended::Reset("the guest reset the machine (--no-reboot)".to_owned())
                 }
                 None if in_a_row == RESETS_IN_A_ROW => {
                     let soon = SOON.as_secs();
-                    break Ended::Reset(format!(
+                    Ended::Reset(format!(
                         "the guest reset the machine {in_a_row} times in a row, each less than \
                          {soon} s after its start"
-                    ));
+                    ))
                 }
-                None => resets += 1,
-                Some(ended) => break ended,
-            }
+                None => {
+                    resets += 1;
+                    continue;
+                }
+            };
+            break (ended, devices);
         };
         terminal.close();
         Ok(Outcome {
+            kernel: self.files.kernel,
+            apic_ids: self.apic_ids,
             ended,
             resets,
             elapsed: began.elapsed(),
+            devices,
             problems: problems.take(),
         })
     }
@@ -201,7 +220,7 @@ impl Guest {
         switch: &Switch,
         began: Instant,
         problems: &Problems,
-    ) -> Result<Option<Ended>, StartError> {
+    ) -> Result<(Option<Ended>, Devices), StartError> {
         let vm = Vm::new(&self.ram, &self.apic_ids)?;
         self.board.high_bars = self.ram.high_bars(cpu::phys_bits(&vm.cpuid));
         let memory = Arc::new(vm.memory().clone());
@@ -213,15 +232,27 @@ impl Guest {
         let end = Arc::new(End::default());
         switch.connect(Some(Arc::clone(&end)));
         terminal.connect(board.serial().cloned());
-        let crew = Crew::start(vm.vcpus, board, memory.as_ref().clone(), Arc::clone(&end))?;
-        let left = self
-            .timeout
-            .map(|limit| limit.saturating_sub(began.elapsed()));
-        let ending = end.wait(left);
+        let crew = Crew::start(
+            vm.vcpus,
+            Arc::clone(&board),
+            memory.as_ref().clone(),
+            Arc::clone(&end),
+        )?;
+        let mut controls = Controls::default();
+        let ending = loop {
+            let left = self
+                .timeout
+                .map(|limit| limit.saturating_sub(began.elapsed()));
+            let ending = end.wait(Some(left.map_or(SAMPLE, |left| left.min(SAMPLE))));
+            controls.sample(&board);
+            if ending.is_some() || left == Some(Duration::ZERO) {
+                break ending;
+            }
+        };
         switch.connect(None);
         terminal.connect(None);
         let places = crew.join();
-        Ok(match ending {
+        let ended = match ending {
             Some(Ending::Reset) => None,
             Some(Ending::PowerOff) => Some(Ended::PowerOff),
             Some(Ending::Quit) => Some(Ended::Quit),
@@ -237,7 +268,8 @@ impl Guest {
                 self.timeout.unwrap_or_default().as_secs(),
                 places.join("; ")
             ))),
-        })
+        };
+        Ok((ended, Devices::look(&board, &controls)))
     }
 
     fn set_up_cpus(&self, vm: &Vm, entry: image::Entry) -> Result<(), KvmError> {

@@ -107,6 +107,14 @@ impl Machine {
         offered
     }
 
+    /// The device for a board.
+    pub fn iommu(&self) -> IommuConfig {
+        IommuConfig {
+            options: self.options.clone(),
+            serves: self.requested.serves,
+        }
+    }
+
     /// Interrupts that a function can have.
     pub fn interrupts_per_function(&self) -> u32 {
         match (
