@@ -281,7 +281,7 @@ impl Guest {
         for (vcpu, apic_id) in vm.vcpus.iter().zip(&self.apic_ids) {
             vcpu.set_cpuid2(&cpus.of(*apic_id)?)
                 .map_err(KvmError::call("KVM_SET_CPUID2"))?;
-            start::model_registers(vcpu)?;
+            start::model_registers(vcpu, &self.apic_ids)?;
         }
         start::boot_cpu(&vm.vcpus[0], entry, vm.memory())
     }

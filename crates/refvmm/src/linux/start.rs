@@ -37,6 +37,11 @@ const CODE: u8 = 0b1011;
 const DATA: u8 = 0b0011;
 const BUSY_TSS: u8 = 0b1011;
 
+/// Global enable and x2APIC mode of the APIC base register.
+const X2APIC_ENABLED: u64 = 0xc00;
+/// The highest APIC ID that a CPU can have outside of x2APIC mode; FFh means all of them.
+const HIGHEST_XAPIC_ID: u32 = 0xfe;
+
 /// Sets up the boot CPU, and what it needs in memory.
 pub(super) fn boot_cpu(
     vcpu: &VcpuFd,
@@ -84,7 +89,16 @@ pub(super) fn boot_cpu(
 }
 
 /// What every CPU starts with. Firmware would have set it up.
-pub(super) fn model_registers(vcpu: &VcpuFd) -> Result<(), KvmError> {
+///
+/// Where an APIC ID needs it, all CPUs start in x2APIC mode: outside of it an operating system takes
+/// a CPU with such an ID for a mistake of the firmware. Else it is left to switch by itself.
+pub(super) fn model_registers(vcpu: &VcpuFd, apic_ids: &[u32]) -> Result<(), KvmError> {
+    if apic_ids.iter().any(|id| *id > HIGHEST_XAPIC_ID) {
+        let mut sregs = vcpu.get_sregs().map_err(KvmError::call("KVM_GET_SREGS"))?;
+        sregs.apic_base |= X2APIC_ENABLED;
+        vcpu.set_sregs(&sregs)
+            .map_err(KvmError::call("KVM_SET_SREGS"))?;
+    }
     let entry = kvm_msr_entry {
         index: MTRR_DEF_TYPE,
         data: MTRR_WRITE_BACK,
