@@ -310,7 +310,8 @@ fn a_page_that_is_not_there_is_asked_for_and_then_written() {
     rig.pri(true);
     assert_eq!(rig.writes(0x1000, 1, op::SYNC), NO_PAGE, "who waits");
     assert_eq!(rig.counter(reg::PAGE_REQUESTS), 0);
-    assert_eq!(rig.writes(0x1008, 7, 0).0, status::RUNNING);
+    rig.writes(0x1008, 7, 0);
+    eventually("the request", || rig.counter(reg::PAGE_REQUESTS) == 1);
     rig.store(HOST + 8, host_entry(PAGE[1]));
     let entry = answer(&rig, 0);
     assert!(entry.write() && entry.last_page() && !entry.gn());
