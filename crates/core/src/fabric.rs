@@ -6,7 +6,6 @@ use core::marker::PhantomData;
 use amdvi_regs::DeviceId;
 
 use crate::barrier::Barrier;
-use crate::counters::Counters;
 use crate::journal::{Invalidation, Journal};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::view::View;
@@ -19,8 +18,6 @@ pub struct Fabric {
     /// The invalidations of translations. What concerns a whole function (its Device Table Entry,
     /// its interrupts) or everything has generations instead.
     pub journal: Journal,
-    /// The performance counters; none unless [`with_counters`](Self::with_counters) has put some here.
-    pub counters: Counters,
     generation: AtomicU64,
     /// Counts the drains, from 1. An operation notes it down when it begins.
     epoch: AtomicU64,
@@ -33,17 +30,10 @@ impl Fabric {
         Self {
             view,
             journal: Journal::new(),
-            counters: Counters::default(),
             generation: AtomicU64::new(0),
             epoch: AtomicU64::new(1),
             barrier,
         }
-    }
-
-    /// The same with performance counters.
-    #[must_use]
-    pub fn with_counters(self, counters: Counters) -> Self {
-        Self { counters, ..self }
     }
 
     /// The barrier in use.

@@ -2,6 +2,7 @@
 
 use amdvi_regs::mmio::{Control, DeviceTableBase, ExtendedFeature, ExtendedFeature2};
 
+use crate::counters::Counters;
 use crate::sync::{AtomicU64, Ordering};
 
 /// The part of the register file that decides how a request is treated.
@@ -17,6 +18,8 @@ pub struct View {
     exclusion_limit: AtomicU64,
     efr: ExtendedFeature,
     efr2: ExtendedFeature2,
+    /// The performance counters; none unless [`with_counters`](Self::with_counters) has put some here.
+    pub counters: Counters,
 }
 
 impl View {
@@ -29,7 +32,14 @@ impl View {
             exclusion_limit: AtomicU64::new(0),
             efr,
             efr2,
+            counters: Counters::default(),
         }
+    }
+
+    /// The same with performance counters.
+    #[must_use]
+    pub fn with_counters(self, counters: Counters) -> Self {
+        Self { counters, ..self }
     }
 
     /// The control register.

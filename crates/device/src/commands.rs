@@ -341,7 +341,7 @@ impl Iommu {
             (CounterEvent::TlbInv, tlb),
         ] {
             let n = u64::from(happens);
-            self.fabric.counters.count_quietly(event, n, &subject);
+            self.fabric.view.counters.count_quietly(event, n, &subject);
         }
     }
 

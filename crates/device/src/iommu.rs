@@ -90,13 +90,10 @@ impl Iommu {
         let view = View::new(offer.efr, offer.efr2);
         let (banks, per_bank) = offer.counters;
         Arc::new_cyclic(|iommu: &Weak<Self>| Self {
-            fabric: Arc::new(
-                Fabric::new(view, Barrier::best()).with_counters(Counters::new(
-                    banks,
-                    per_bank,
-                    wrapped(iommu.clone()),
-                )),
-            ),
+            fabric: Arc::new(Fabric::new(
+                view.with_counters(Counters::new(banks, per_bank, wrapped(iommu.clone()))),
+                Barrier::best(),
+            )),
             iotlb: Arc::new(Iotlb::new(options.iotlb_entries())),
             dma_cache_entries: options.dma_cache_entries(),
             memory,
@@ -160,7 +157,7 @@ impl Iommu {
     /// registers that are not offered read as 0.
     pub fn mmio_read(&self, offset: u64, data: &mut [u8]) {
         self.update(|inner| {
-            let counters = &self.fabric.counters;
+            let counters = &self.fabric.view.counters;
             mmio::read(&inner.registers, &self.offer, counters, offset, data);
         });
     }
@@ -172,7 +169,7 @@ impl Iommu {
     /// calls [`Host::commands_pending`].
     pub fn mmio_write(&self, offset: u64, data: &[u8]) {
         let commands = self.update(|inner| {
-            let counters = &self.fabric.counters;
+            let counters = &self.fabric.view.counters;
             let effects = mmio::write(&mut inner.registers, &self.offer, counters, offset, data);
             self.apply(inner, effects);
             effects.commands
@@ -238,7 +235,11 @@ impl Iommu {
     /// invalidation that a device has not answered is sent again.
     pub fn save(&self) -> SavedState {
         let inner = self.lock();
-        SavedState::new(&inner.registers, self.fabric.counters.save(), &self.offer)
+        SavedState::new(
+            &inner.registers,
+            self.fabric.view.counters.save(),
+            &self.offer,
+        )
     }
 
     /// Replaces the state by a saved one, as if the guest had done to this device what it did to
@@ -250,7 +251,7 @@ impl Iommu {
     /// [`RestoreError`] if the state is of another version, of a device that offers other features,
     /// or holds a value that no guest could have written; the device is untouched then.
     pub fn restore(&self, state: &SavedState) -> Result<(), RestoreError> {
-        let (registers, counters) = state.check(&self.offer, &self.fabric.counters)?;
+        let (registers, counters) = state.check(&self.offer, &self.fabric.view.counters)?;
         let registers = registers.clone();
         let pending = registers.status().cmd_buf_run()
             && (registers.command.head != registers.command.tail
@@ -265,7 +266,7 @@ impl Iommu {
     fn replace(&self, registers: Registers, counters: &[u64]) {
         let (_, emission) = self.locked(|inner| {
             inner.registers = registers;
-            self.fabric.counters.restore(counters);
+            self.fabric.view.counters.restore(counters);
             self.apply(
                 inner,
                 Effects {
@@ -325,7 +326,7 @@ impl Iommu {
         let mut inner = self.lock();
         let before = inner.registers.interrupt_conditions();
         let result = change(&mut inner);
-        for note in self.fabric.counters.wrapped() {
+        for note in self.fabric.view.counters.wrapped() {
             let event = EventCounterZero::new()
                 .with_note_51_32((note >> 32) as u32)
                 .with_note_31_0(note as u32);

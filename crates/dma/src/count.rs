@@ -52,7 +52,7 @@ pub(crate) fn cached(fabric: &Fabric, request: &Request, context: &WalkContext, 
         return;
     }
     let subject = subject(request, entry);
-    let event = |event| fabric.counters.count(event, 1, &subject);
+    let event = |event| fabric.view.counters.count(event, 1, &subject);
     event(Event::MemDteHit);
     let q0 = entry.q0;
     let class = if request.pasid.is_some() {
@@ -88,7 +88,7 @@ pub(crate) fn asked(
         return;
     }
     let subject = subject(request, entry);
-    let count = |event, n: u32| fabric.counters.count(event, n.into(), &subject);
+    let count = |event, n: u32| fabric.view.counters.count(event, n.into(), &subject);
     count(Event::MemDteHit, dte_was_known.into());
     count(Event::MemDteMis, (!dte_was_known).into());
     count(Event::MemIommuTlbPteHit, tally.hits);
@@ -122,8 +122,11 @@ pub(crate) fn without_dte(fabric: &Fabric, request: &Request) {
         domain: None,
         pasid: request.pasid.map(Pasid::value),
     };
-    fabric.counters.count(Event::MemDteMis, 1, &subject);
+    fabric.view.counters.count(Event::MemDteMis, 1, &subject);
     if request.kind != RequestKind::TranslationRequest {
-        fabric.counters.count(Event::MemTargetAbort, 1, &subject);
+        fabric
+            .view
+            .counters
+            .count(Event::MemTargetAbort, 1, &subject);
     }
 }

@@ -358,7 +358,7 @@ impl State {
         }
         self.generation = generation;
         self.head = head;
-        self.counting = fabric.counters.memory();
+        self.counting = fabric.view.counters.memory();
         self.version = if self.counting {
             NEVER
         } else {

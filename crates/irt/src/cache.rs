@@ -21,19 +21,20 @@ const RQ_EOI: u32 = 42;
 const KEY_DM: u32 = 43;
 const EPOCH: u32 = 44; // [63:44]; 0 never matches
 const EPOCH_FIRST: u64 = 1 << EPOCH;
-/// No entry ever has it: with this one every look-up misses.
-const EPOCH_NEVER: u64 = u64::MAX << EPOCH;
-const EPOCH_LAST: u64 = EPOCH_NEVER - EPOCH_FIRST;
+const EPOCH_LAST: u64 = u64::MAX << EPOCH;
 
 /// A direct-mapped cache of remapped deliveries, indexed by data\[10:0\].
 pub(crate) struct Cache {
     entries: Box<[u64]>,
     generation: u64,
-    /// The current epoch in its place within an entry; [`EPOCH_NEVER`] while requests are counted.
+    /// The current epoch in its place within an entry.
     epoch: u64,
-    /// Then it is here.
-    counted_epoch: Option<u64>,
+    /// Generation and epoch of the last request that was counted.
+    counted: (u64, u64),
 }
+
+/// A generation that never comes: they count from 0.
+const NEVER: u64 = u64::MAX;
 
 impl Cache {
     /// A cache for the indices below `entries`; larger indices are walked each time.
@@ -42,7 +43,7 @@ impl Cache {
             entries: vec![0; entries.min(2048)].into_boxed_slice(),
             generation: 0,
             epoch: EPOCH_FIRST,
-            counted_epoch: None,
+            counted: (NEVER, 0),
         }
     }
 
@@ -50,52 +51,38 @@ impl Cache {
         self.entries.len()
     }
 
-    /// Whether it was [`sync`](Self::sync)ed with this generation: the condition of a hit.
+    /// Must be called before each use, with the generation of the operation.
     #[inline(always)]
-    pub(crate) fn is_of(&self, generation: u64) -> bool {
-        generation == self.generation
-    }
-
-    /// Makes everything stale if the generation is another one.
     pub(crate) fn sync(&mut self, generation: u64) {
-        if self.is_of(generation) {
-            return;
+        if generation != self.generation {
+            self.next_epoch(generation);
         }
+    }
+
+    #[cold]
+    fn next_epoch(&mut self, generation: u64) {
         self.generation = generation;
-        let epoch = self.counted_epoch.as_mut().unwrap_or(&mut self.epoch);
-        if *epoch == EPOCH_LAST {
+        if self.epoch == EPOCH_LAST {
             self.entries.fill(0);
-            *epoch = 0;
+            self.epoch = 0;
         }
-        *epoch += EPOCH_FIRST;
+        self.epoch += EPOCH_FIRST;
     }
 
-    /// While requests are counted, [`get`](Self::get) finds nothing, so that every request goes where
-    /// it can be counted; [`get_counted`](Self::get_counted) finds what is there.
-    pub(crate) fn set_counting(&mut self, on: bool) {
-        match self.counted_epoch {
-            None if on => {
-                self.counted_epoch = Some(core::mem::replace(&mut self.epoch, EPOCH_NEVER));
-            }
-            Some(epoch) if !on => {
-                self.epoch = epoch;
-                self.counted_epoch = None;
-            }
-            _ => {}
+    /// Before a request is counted: finds again what was there when the last one was, unless it is stale
+    /// since.
+    pub(crate) fn resume(&mut self) {
+        let (generation, epoch) = self.counted;
+        // An epoch that is larger than the current one was wiped.
+        if generation == self.generation && epoch <= self.epoch {
+            self.epoch = epoch;
         }
     }
 
-    /// [`get`](Self::get) while requests are counted.
-    pub(crate) fn get_counted(&mut self, msi: Msi) -> Option<Delivery> {
-        self.with_true_epoch(|cache| cache.get(msi))
-    }
-
-    fn with_true_epoch<R>(&mut self, look: impl FnOnce(&mut Self) -> R) -> R {
-        let counting = self.counted_epoch.is_some();
-        self.set_counting(false);
-        let result = look(self);
-        self.set_counting(counting);
-        result
+    /// After a request was counted: the next one finds nothing and so goes where it can be counted.
+    pub(crate) fn suspend(&mut self) {
+        self.counted = (self.generation, self.epoch);
+        self.generation = NEVER;
     }
 
     /// The bits of an entry's word that must match for `msi`, in place.
@@ -143,7 +130,7 @@ impl Cache {
     /// Keeps the IRTE's part of `delivery`. It must have been read after the generation given to
     /// [`sync`](Self::sync).
     pub(crate) fn put(&mut self, msi: Msi, delivery: &Delivery) {
-        let key = self.with_true_epoch(|cache| cache.key(msi));
+        let key = self.key(msi);
         let index = usize::from(MsiData::from_bits(msi.data).irte_index());
         if let Some(entry) = self.entries.get_mut(index) {
             *entry = key
@@ -165,6 +152,8 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
 
     fn delivery(vector: u8) -> Delivery {
@@ -256,21 +245,50 @@ mod tests {
     #[test]
     fn while_requests_are_counted_only_those_who_count_find_anything() {
         let mut cache = Cache::new(2048);
-        cache.sync(1);
-        cache.put(MSI, &delivery(1));
-        cache.set_counting(true);
-        cache.sync(1);
-        assert_eq!(cache.get(MSI), None);
-        assert_eq!(cache.get_counted(MSI), Some(delivery(1)));
+        let mut request = |generation, msi, put: Option<u8>| {
+            cache.sync(generation);
+            assert_eq!(cache.get(msi), None, "every request goes the long way");
+            cache.resume();
+            let found = cache.get(msi).map(|delivery| delivery.vector);
+            if let Some(vector) = put {
+                cache.put(msi, &delivery(vector));
+            }
+            cache.suspend();
+            found
+        };
         let other = Msi { data: 3, ..MSI };
-        cache.put(other, &delivery(2));
-        cache.set_counting(false);
-        assert_eq!(cache.get(MSI), Some(delivery(1)));
-        assert!(cache.get(other).is_some());
-        cache.set_counting(true);
+        assert_eq!(request(1, MSI, Some(1)), None);
+        assert_eq!(request(1, other, Some(2)), None);
+        assert_eq!(request(1, MSI, None), Some(1));
+        assert_eq!(request(1, other, None), Some(2));
+        assert_eq!(request(2, MSI, None), None);
+        assert_eq!(request(2, other, Some(3)), None);
+        assert_eq!(request(2, other, None), Some(3));
+        // Nobody counts any more.
         cache.sync(2);
-        assert_eq!(cache.get_counted(MSI), None);
-        assert_eq!(Cache::new(2048).get(MSI), None);
+        assert_eq!(cache.get(other), None);
+        cache.put(other, &delivery(4));
+        cache.sync(2);
+        assert!(cache.get(other).is_some());
+    }
+
+    #[test]
+    fn counting_survives_the_end_of_the_epochs() {
+        let mut cache = Cache::new(2048);
+        cache.skip_to_last_epoch();
+        let mut vectors = Vec::new();
+        for _ in 0..3 {
+            cache.sync(1);
+            cache.resume();
+            vectors.push(cache.get(MSI).map(|delivery| delivery.vector));
+            cache.put(MSI, &delivery(1));
+            // The last epoch was in use: the next request wipes everything, once.
+            if vectors.len() == 1 {
+                cache.skip_to_last_epoch();
+            }
+            cache.suspend();
+        }
+        assert_eq!(vectors, [None, None, Some(1)]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
-use amdvi_core::{Fabric, InFlight, Requester, Slot, Subject};
+use amdvi_core::{Fabric, InFlight, Requester, Slot, Subject, View};
 use amdvi_regs::log::GaLogEntry;
 use amdvi_regs::mmio::CounterEvent;
 use amdvi_regs::msi::{DeliveryMode, Msi, MsiData, is_msi_address};
@@ -86,21 +86,16 @@ impl Remapper {
     #[inline(always)]
     pub fn remap(&mut self, memory: &(impl PhysMemory + ?Sized), msi: Msi) -> Remapped<'_> {
         let in_flight = self.requester.enter();
-        let outcome = if self.cache.is_of(in_flight.generation())
-            && let Some(delivery) = self.cache.get(msi)
-        {
-            Outcome::Deliver(delivery)
-        } else {
-            // One call for all that is no hit: the loop around a hit then keeps its values in
-            // registers.
-            core::hint::cold_path();
-            miss(
+        self.cache.sync(in_flight.generation());
+        let outcome = match self.cache.get(msi) {
+            Some(delivery) => Outcome::Deliver(delivery),
+            None => miss(
                 &mut self.cache,
-                in_flight.fabric(),
+                in_flight.view(),
                 in_flight.slot(),
                 memory,
                 msi,
-            )
+            ),
         };
         Remapped {
             outcome,
@@ -137,29 +132,22 @@ impl Remapper {
 #[inline(never)]
 fn miss(
     cache: &mut Cache,
-    fabric: &Fabric,
+    view: &View,
     slot: &Slot,
     memory: &(impl PhysMemory + ?Sized),
     msi: Msi,
 ) -> Outcome {
-    cache.sync(fabric.generation(slot));
-    let counting = fabric.counters.interrupts();
-    cache.set_counting(counting);
+    let counting = view.counters.interrupts();
     let cached = if counting {
-        cache.get_counted(msi)
+        cache.resume();
+        cache.get(msi)
     } else {
         None
     };
     let (outcome, remapped) = match cached {
         Some(delivery) => (Outcome::Deliver(delivery), true),
         None => {
-            let walked = walk::message(
-                &fabric.view,
-                memory,
-                slot.device_id(),
-                msi,
-                Purpose::Deliver,
-            );
+            let walked = walk::message(view, memory, slot.device_id(), msi, Purpose::Deliver);
             if let (true, Outcome::Deliver(delivery)) = (walked.cacheable, &walked.outcome) {
                 cache.put(msi, delivery);
             }
@@ -167,14 +155,15 @@ fn miss(
         }
     };
     if counting {
-        count(fabric, slot, msi, cached.is_some(), remapped, &outcome);
+        cache.suspend();
+        count(view, slot, msi, cached.is_some(), remapped, &outcome);
     }
     outcome
 }
 
 /// Counts an interrupt request. What a cached IRTE answers needs no DTE: that is a hit.
-fn count(fabric: &Fabric, slot: &Slot, msi: Msi, cached: bool, remapped: bool, outcome: &Outcome) {
-    let control = fabric.view.control();
+fn count(view: &View, slot: &Slot, msi: Msi, cached: bool, remapped: bool, outcome: &Outcome) {
+    let control = view.control();
     if !control.iommu_en() || !is_msi_address(msi.address) {
         return;
     }
@@ -182,7 +171,7 @@ fn count(fabric: &Fabric, slot: &Slot, msi: Msi, cached: bool, remapped: bool, o
         device_id: Some(slot.device_id()),
         ..Subject::default()
     };
-    let event = |event| fabric.counters.count(event, 1, &subject);
+    let event = |event| view.counters.count(event, 1, &subject);
     event(if cached {
         CounterEvent::IntDteHit
     } else {
