@@ -39,7 +39,9 @@ impl Allowed {
         let mut counted = self.counted.clone();
         let mut unexpected = Vec::new();
         for line in lines {
-            if self.patterns.iter().any(|pattern| matches(pattern, line)) {
+            // An empty line says nothing.
+            let allowed = |pattern: &String| matches(pattern, line);
+            if line.is_empty() || self.patterns.iter().any(allowed) {
                 continue;
             }
             match counted.get_mut(line) {

@@ -15,6 +15,13 @@ use crate::sys;
 
 /// What is mounted over the initramfs, or of no use to the next kernel.
 const LEFT_OUT: [&str; 3] = ["/proc", "/sys", "/dev"];
+/// What a kernel says that was started so and no other: where the one before it has put things, and
+/// a timer of that one that was still armed.
+const LINES: [&str; 3] = [
+    "extended physical RAM map:",
+    "reserve setup_data: [mem <x>-<x>] <w>",
+    "Spurious LAPIC timer interrupt on cpu <n>",
+];
 
 /// Loads the kernel, with an initramfs like the one of now but for the plan.
 pub(crate) fn load(kexec: &Kexec) -> Result<()> {
@@ -28,8 +35,9 @@ pub(crate) fn load(kexec: &Kexec) -> Result<()> {
     add(&mut cpio, Path::new("/"), &|path: &str| {
         path != PLAN && !LEFT_OUT.contains(&path) && (again || path != kexec.kernel)
     })?;
-    let plan = serde_json::to_vec(&kexec.plan)?;
-    cpio.file(PLAN.trim_start_matches('/'), &plan);
+    let mut plan = kexec.plan.clone();
+    plan.log_allow.extend(LINES.map(str::to_owned));
+    cpio.file(PLAN.trim_start_matches('/'), &serde_json::to_vec(&plan)?);
 
     let memfd = memfd_create("initrd", MFdFlags::empty()).context("memfd_create")?;
     let mut initrd = File::from(memfd);

@@ -8,6 +8,7 @@
 //! | `<n>` | a decimal number, with a fraction or not |
 //! | `<x>` | a hexadecimal number, after `0x` or not |
 //! | `<w>` | one or more characters that are no spaces |
+//! | `<star>` | an asterisk |
 //! | `<pci>` | the address of a PCI function, `0000:00:05.0` |
 
 /// One piece of a pattern.
@@ -21,8 +22,9 @@ enum Piece<'a> {
     Function,
 }
 
-const TOKENS: [(&str, Piece<'static>); 5] = [
+const TOKENS: [(&str, Piece<'static>); 6] = [
     ("*", Piece::Any),
+    ("<star>", Piece::Text(b"*")),
     ("<n>", Piece::Number),
     ("<x>", Piece::Hex),
     ("<w>", Piece::Word),
@@ -135,6 +137,8 @@ mod tests {
             "[Firmware Bug]: a? (b) {c} <d>"
         ));
         assert!(!matches("a?", "ab"));
+        assert!(matches("<star> a", "* a"));
+        assert!(!matches("<star>", "ab"));
     }
 
     #[test]

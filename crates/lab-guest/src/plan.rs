@@ -176,7 +176,7 @@ impl Check {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
-    /// Each must match a line.
+    /// Each must match a line; what it matches is allowed.
     pub require: Vec<String>,
     /// None may match a line, allowed or not.
     pub forbid: Vec<String>,
