@@ -1,9 +1,11 @@
-//! A disk's file, read into and written from guest memory without a copy in between.
+//! A disk's file, read into and written from guest memory without a copy in between where the host
+//! can do that without waiting.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
@@ -16,8 +18,16 @@ const MAX_SLICES: usize = 256;
 pub(super) enum Transfer {
     /// So many bytes, at least one.
     Done(usize),
-    /// None: it would wait for the disk below.
+    /// None: it would wait for the disk below, or can't tell whether it would.
     WouldWait,
+}
+
+/// The file.
+#[derive(Debug)]
+pub(super) struct Contents {
+    pub(super) file: File,
+    /// The file system can tell whether it would wait; taken for granted until it says no.
+    tells: AtomicBool,
 }
 
 /// Bytes of the first [`MAX_SLICES`] slices, without the first `skip` of all.
@@ -45,80 +55,109 @@ fn vectors<B: BitmapSlice>(
     vectors
 }
 
-/// Fills the slices, but for their first `skip` bytes, with what the file has at `offset`, as far
-/// as it is in the page cache: the caller holds up invalidations meanwhile and must not wait.
-pub(super) fn read_cached<B: BitmapSlice>(
-    file: &File,
-    slices: &[VolatileSlice<'_, B>],
-    skip: usize,
-    offset: u64,
-) -> io::Result<Transfer> {
-    // The guards keep what backs the memory mapped.
-    let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
-    let vectors = vectors(slices, skip, |slice| slice.ptr_guard_mut().as_ptr());
-    // SAFETY: each vector is a part of a `VolatileSlice`, which is valid for writes of its length
-    // while `guards` lives; guest memory may change at any time, and the kernel copies to it without
-    // making references. The descriptor is open.
-    let count = unsafe {
-        libc::preadv2(
-            file.as_raw_fd(),
-            vectors.as_ptr(),
-            vectors.len() as libc::c_int,
-            offset as libc::off_t,
-            libc::RWF_NOWAIT,
-        )
-    };
-    drop(guards);
-    match usize::try_from(count) {
-        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Ok(done) => {
+impl Contents {
+    /// The contents of `file`. Without `direct` every transfer is taken for one that would wait.
+    pub(super) fn new(file: File, direct: bool) -> Self {
+        Self {
+            file,
+            tells: AtomicBool::new(direct),
+        }
+    }
+
+    /// Fills the slices, but for their first `skip` bytes, with what the file has at `offset`, as
+    /// far as that needs no waiting: the caller holds up invalidations meanwhile.
+    pub(super) fn read_now<B: BitmapSlice>(
+        &self,
+        slices: &[VolatileSlice<'_, B>],
+        skip: usize,
+        offset: u64,
+    ) -> io::Result<Transfer> {
+        if !self.tells.load(Ordering::Relaxed) {
+            return Ok(Transfer::WouldWait);
+        }
+        // The guards keep what backs the memory mapped.
+        let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
+        let vectors = vectors(slices, skip, |slice| slice.ptr_guard_mut().as_ptr());
+        // SAFETY: each vector is a part of a `VolatileSlice`, which is valid for writes of its
+        // length while `guards` lives; guest memory may change at any time, and the kernel copies
+        // to it without making references. The descriptor is open.
+        let count = unsafe {
+            libc::preadv2(
+                self.file.as_raw_fd(),
+                vectors.as_ptr(),
+                vectors.len() as libc::c_int,
+                offset as libc::off_t,
+                libc::RWF_NOWAIT,
+            )
+        };
+        drop(guards);
+        let transfer = self.transfer(count, io::ErrorKind::UnexpectedEof)?;
+        if let Transfer::Done(done) = transfer {
             let mut rest = skip + done;
             for slice in slices {
                 let len = rest.min(slice.len());
                 slice.bitmap().mark_dirty(0, len);
                 rest -= len;
             }
-            Ok(Transfer::Done(done))
         }
-        Err(_) => match io::Error::last_os_error() {
-            // Not every file system can tell.
-            error if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EOPNOTSUPP)) => {
-                Ok(Transfer::WouldWait)
+        Ok(transfer)
+    }
+
+    /// Writes the slices, but for their first `skip` bytes, to the file at `offset`, as far as that
+    /// needs no waiting.
+    pub(super) fn write_now<B: BitmapSlice>(
+        &self,
+        slices: &[VolatileSlice<'_, B>],
+        skip: usize,
+        offset: u64,
+    ) -> io::Result<Transfer> {
+        if !self.tells.load(Ordering::Relaxed) {
+            return Ok(Transfer::WouldWait);
+        }
+        let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard).collect();
+        let vectors = vectors(slices, skip, |slice| slice.ptr_guard().as_ptr().cast_mut());
+        // SAFETY: as in `read_now`; pwritev2 only reads from the vectors.
+        let count = unsafe {
+            libc::pwritev2(
+                self.file.as_raw_fd(),
+                vectors.as_ptr(),
+                vectors.len() as libc::c_int,
+                offset as libc::off_t,
+                libc::RWF_NOWAIT,
+            )
+        };
+        drop(guards);
+        self.transfer(count, io::ErrorKind::WriteZero)
+    }
+
+    /// What a system call returned; `none` is the error when that is no bytes at all.
+    fn transfer(&self, count: isize, none: io::ErrorKind) -> io::Result<Transfer> {
+        match usize::try_from(count) {
+            Ok(0) => Err(none.into()),
+            Ok(done) => Ok(Transfer::Done(done)),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                match error.raw_os_error() {
+                    Some(libc::EAGAIN) => Ok(Transfer::WouldWait),
+                    Some(libc::EOPNOTSUPP) => {
+                        self.tells.store(false, Ordering::Relaxed);
+                        Ok(Transfer::WouldWait)
+                    }
+                    _ => Err(error),
+                }
             }
-            error => Err(error),
-        },
+        }
     }
-}
 
-/// Writes the slices, but for their first `skip` bytes, to the file at `offset`. How many bytes.
-pub(super) fn write<B: BitmapSlice>(
-    file: &File,
-    slices: &[VolatileSlice<'_, B>],
-    skip: usize,
-    offset: u64,
-) -> io::Result<usize> {
-    let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard).collect();
-    let vectors = vectors(slices, skip, |slice| slice.ptr_guard().as_ptr().cast_mut());
-    // SAFETY: as in `read_cached`; pwritev only reads from the vectors.
-    let count = unsafe {
-        libc::pwritev(
-            file.as_raw_fd(),
-            vectors.as_ptr(),
-            vectors.len() as libc::c_int,
-            offset as libc::off_t,
-        )
-    };
-    drop(guards);
-    match usize::try_from(count) {
-        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-        Ok(done) => Ok(done),
-        Err(_) => Err(io::Error::last_os_error()),
+    /// Reads from the file, waiting for it if need be.
+    pub(super) fn read(&self, data: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(data, offset)
     }
-}
 
-/// Reads from the file, waiting for it if need be.
-pub(super) fn read_waiting(file: &File, data: &mut [u8], offset: u64) -> io::Result<()> {
-    file.read_exact_at(data, offset)
+    /// Writes to the file, likewise.
+    pub(super) fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
+    }
 }
 
 #[cfg(test)]
@@ -126,7 +165,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    /// 300 slices of 8 bytes: more than one system call takes.
+    /// Slices of 8 bytes: 300 are more than one system call takes.
     fn slices(memory: &mut [u8]) -> Vec<VolatileSlice<'_>> {
         memory.chunks_mut(8).map(VolatileSlice::from).collect()
     }
@@ -137,29 +176,38 @@ mod tests {
         let content: Vec<u8> = (0..2400u32).map(|n| n as u8 ^ (n >> 8) as u8).collect();
         file.write_all(&[0xee; 5]).unwrap();
         file.write_all(&content).unwrap();
+        let contents = Contents::new(file, true);
         let mut memory = vec![0; 2400];
         let mut done = 0;
         while done < memory.len() {
-            let to = slices(&mut memory);
-            match read_cached(&file, &to, done, 5 + done as u64).unwrap() {
+            let at = 5 + done as u64;
+            match contents.read_now(&slices(&mut memory), done, at).unwrap() {
                 Transfer::Done(len) => done += len,
                 Transfer::WouldWait => {
-                    read_waiting(&file, &mut memory[done..], 5 + done as u64).unwrap();
+                    contents.read(&mut memory[done..], at).unwrap();
                     done = memory.len();
                 }
             }
         }
         assert_eq!(memory, content);
 
-        let copy = tempfile::tempfile().unwrap();
+        let copy = Contents::new(tempfile::tempfile().unwrap(), true);
         let mut done = 0;
         while done < memory.len() {
-            let len = write(&copy, &slices(&mut memory), done, done as u64).unwrap();
-            assert!(len <= 8 * MAX_SLICES);
-            done += len;
+            let at = done as u64;
+            match copy.write_now(&slices(&mut memory), done, at).unwrap() {
+                Transfer::Done(len) => {
+                    assert!(len <= 8 * MAX_SLICES);
+                    done += len;
+                }
+                Transfer::WouldWait => {
+                    copy.write(&memory[done..], at).unwrap();
+                    done = memory.len();
+                }
+            }
         }
         let mut read = vec![0; 2400];
-        read_waiting(&copy, &mut read, 0).unwrap();
+        copy.read(&mut read, 0).unwrap();
         assert_eq!(read, content);
     }
 
@@ -167,14 +215,23 @@ mod tests {
     fn the_end_of_the_file_is_an_error() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[1; 8]).unwrap();
+        let contents = Contents::new(file, true);
         let mut memory = vec![0; 8];
-        let to = slices(&mut memory);
-        match read_cached(&file, &to, 0, 8) {
+        match contents.read_now(&slices(&mut memory), 0, 8) {
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof),
-            Ok(Transfer::WouldWait) => {
-                assert!(read_waiting(&file, &mut [0; 8], 8).is_err());
-            }
+            Ok(Transfer::WouldWait) => assert!(contents.read(&mut [0; 8], 8).is_err()),
             Ok(done) => panic!("{done:?}"),
         }
+    }
+
+    #[test]
+    fn what_can_not_tell_whether_it_waits_is_not_asked() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 8]).unwrap();
+        let contents = Contents::new(file, false);
+        let mut memory = vec![0; 8];
+        let of = slices(&mut memory);
+        assert_eq!(contents.read_now(&of, 0, 0).unwrap(), Transfer::WouldWait);
+        assert_eq!(contents.write_now(&of, 0, 0).unwrap(), Transfer::WouldWait);
     }
 }

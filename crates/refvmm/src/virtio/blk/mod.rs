@@ -3,7 +3,7 @@
 mod file;
 mod request;
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use virtio_bindings::virtio_blk as bindings;
 use super::chain::Chain;
 use super::lane::{Handler, Lane};
 use super::{Identity, Model, QueueModel};
+use file::Contents;
 use request::{MAX_SEGMENTS, SECTOR};
 
 /// Entries of a queue.
@@ -59,15 +60,17 @@ pub enum DiskError {
 }
 
 /// The opened disk, shared by its queues.
-struct Disk {
-    file: File,
+pub(super) struct Disk {
+    contents: Contents,
     sectors: u64,
     readonly: bool,
     serial: [u8; 20],
 }
 
 impl Disk {
-    fn open(config: &DiskConfig) -> Result<Self, DiskError> {
+    /// Opens the file. Without `direct` all of its contents take the way that they take when the host
+    /// has to wait for them.
+    pub(super) fn open(config: &DiskConfig, direct: bool) -> Result<Self, DiskError> {
         let error = |error: io::Error| DiskError::Open {
             path: config.path.clone(),
             hint: match error.kind() {
@@ -96,7 +99,7 @@ impl Disk {
             *byte = value;
         }
         Ok(Self {
-            file,
+            contents: Contents::new(file, direct),
             sectors,
             readonly: config.readonly,
             serial,
@@ -153,25 +156,30 @@ impl Handler for Requests {
 }
 
 /// Opens the disk.
-pub(crate) fn model(config: &DiskConfig) -> Result<Model, DiskError> {
+pub(super) fn model(config: &DiskConfig) -> Result<Model, DiskError> {
     if !(1..=MAX_QUEUES).contains(&config.queues) {
         return Err(DiskError::Queues(config.queues));
     }
-    let disk = Arc::new(Disk::open(config)?);
+    Ok(model_of(Disk::open(config, true)?, config.queues))
+}
+
+/// The device for a disk.
+pub(super) fn model_of(disk: Disk, queues: u16) -> Model {
+    let disk = Arc::new(disk);
     let queue = |_| QueueModel {
         max_size: QUEUE_SIZE,
         handler: Box::new(Requests {
             disk: Arc::clone(&disk),
         }),
     };
-    Ok(Model {
+    Model {
         identity: Identity {
             name: "virtio-blk",
             virtio_id: 2,
             class: [0x01, 0x80, 0x00],
         },
-        features: disk.features(config.queues),
-        registers: Box::new(disk.registers(config.queues)),
-        queues: (0..config.queues).map(queue).collect(),
-    })
+        features: disk.features(queues),
+        registers: Box::new(disk.registers(queues)),
+        queues: (0..queues).map(queue).collect(),
+    }
 }

@@ -6,7 +6,7 @@ use virtio_bindings::virtio_blk as bindings;
 use vm_memory::Permissions;
 use vmm_sys_util::write_zeroes::{PunchHole, WriteZeroesAt};
 
-use super::file::{self, Transfer};
+use super::file::Transfer;
 use super::{Disk, MAX_CLEARED_SECTORS};
 use crate::virtio::Broken;
 use crate::virtio::chain::{Buffers, Chain, Fault};
@@ -20,9 +20,8 @@ pub(super) const MAX_SEGMENTS: u32 = 32;
 const SEGMENT: usize = 16;
 /// Bytes of the header: type, reserved, sector.
 const HEADER: u64 = 16;
-/// A transfer is done in pieces of this many bytes, and only while one is done must a
-/// COMPLETION_WAIT wait. A read does not wait for the host's disk; a write to the page cache can be
-/// throttled for 200 ms, and Linux gives an IOMMU two seconds.
+/// A transfer is done in pieces of this many bytes, and a COMPLETION_WAIT waits for no more than the
+/// copying of one.
 const PIECE: u64 = 128 << 10;
 
 /// Why a request failed.
@@ -98,7 +97,7 @@ fn perform(disk: &Disk, session: &mut Session<'_>, mut chain: Chain) -> Result<(
             write(disk, session, readable, at.start)?;
             write_through(disk, session)
         }
-        bindings::VIRTIO_BLK_T_FLUSH => Ok(disk.file.sync_data()?),
+        bindings::VIRTIO_BLK_T_FLUSH => Ok(disk.contents.file.sync_data()?),
         bindings::VIRTIO_BLK_T_GET_ID => {
             session.memory(|memory| writable.write(memory, &disk.serial))?;
             Ok(())
@@ -135,41 +134,41 @@ impl Disk {
 /// Without VIRTIO_BLK_F_FLUSH a driver takes what was written for stored.
 fn write_through(disk: &Disk, session: &Session<'_>) -> Result<(), Failure> {
     if session.features() & 1 << bindings::VIRTIO_BLK_F_FLUSH == 0 {
-        disk.file.sync_data()?;
+        disk.contents.file.sync_data()?;
     }
     Ok(())
 }
 
-/// From the disk straight to guest memory. What is not in the host's page cache takes a way around:
-/// the wait for it must not hold up the guest's invalidations.
+/// From the disk straight to guest memory. What the host would have to wait for takes a way around:
+/// the wait must not hold up the guest's invalidations.
 fn read(disk: &Disk, session: &Session<'_>, mut to: Buffers, mut at: u64) -> Result<(), Failure> {
     while !to.is_empty() {
         session.go_on().map_err(|_| Failure::Abandoned)?;
         let mut piece = to.take(PIECE);
-        let len = piece.len();
-        let mut done = 0;
-        session.memory(|memory| {
+        let end = at + piece.len();
+        let done = session.memory(|memory| {
             let slices = piece.slices(memory, Permissions::Write)?;
-            while (done as u64) < len {
-                match file::read_cached(&disk.file, &slices, done, at + done as u64)? {
+            let mut done = 0;
+            while at + (done as u64) < end {
+                match disk.contents.read_now(&slices, done, at + done as u64)? {
                     Transfer::Done(count) => done += count,
                     Transfer::WouldWait => break,
                 }
             }
-            Ok::<_, Failure>(())
+            Ok::<_, Failure>(done as u64)
         })?;
-        if (done as u64) < len {
-            piece.take(done as u64);
+        piece.take(done);
+        if !piece.is_empty() {
             let mut waited = vec![0; piece.len() as usize];
-            file::read_waiting(&disk.file, &mut waited, at + done as u64)?;
+            disk.contents.read(&mut waited, at + done)?;
             session.memory(|memory| piece.write(memory, &waited))?;
         }
-        at += len;
+        at = end;
     }
     Ok(())
 }
 
-/// From guest memory straight to the disk.
+/// From guest memory straight to the disk, or the same way around.
 fn write(
     disk: &Disk,
     session: &Session<'_>,
@@ -178,16 +177,26 @@ fn write(
 ) -> Result<(), Failure> {
     while !from.is_empty() {
         session.go_on().map_err(|_| Failure::Abandoned)?;
-        let piece = from.take(PIECE);
-        session.memory(|memory| {
+        let mut piece = from.take(PIECE);
+        let end = at + piece.len();
+        let (done, rest) = session.memory(|memory| {
             let slices = piece.slices(memory, Permissions::Read)?;
             let mut done = 0;
-            while (done as u64) < piece.len() {
-                done += file::write(&disk.file, &slices, done, at + done as u64)?;
+            while at + (done as u64) < end {
+                match disk.contents.write_now(&slices, done, at + done as u64)? {
+                    Transfer::Done(count) => done += count,
+                    Transfer::WouldWait => break,
+                }
             }
-            Ok::<_, Failure>(())
+            piece.take(done as u64);
+            let mut rest = vec![0; piece.len() as usize];
+            piece.read(memory, &mut rest)?;
+            Ok::<_, Failure>((done as u64, rest))
         })?;
-        at += piece.len();
+        if !rest.is_empty() {
+            disk.contents.write(&rest, at + done)?;
+        }
+        at = end;
     }
     Ok(())
 }
@@ -221,7 +230,7 @@ fn clear(disk: &Disk, session: &Session<'_>, segments: Buffers, kind: u32) -> Re
         }
     }
     // Nothing is changed by a request with a bad segment.
-    let mut file = disk.file.try_clone()?;
+    let mut file = disk.contents.file.try_clone()?;
     for (range, unmap) in ranges {
         session.go_on().map_err(|_| Failure::Abandoned)?;
         let len = range.end - range.start;

@@ -6,7 +6,8 @@ use tempfile::NamedTempFile;
 
 use super::rig::*;
 use crate::board::FunctionBuilder;
-use crate::virtio::{DiskConfig, disk};
+use crate::virtio::blk::{self, Disk};
+use crate::virtio::{DiskConfig, VirtioFunction, disk};
 
 pub(super) const SECTOR: u64 = 512;
 const OK: u8 = 0;
@@ -384,6 +385,39 @@ fn queues_work_in_parallel_and_each_has_its_interrupt() {
     assert_eq!(rig.events(), []);
 }
 
+/// A disk whose contents all take the way around.
+fn build_waiting(file: &NamedTempFile) -> FunctionBuilder {
+    let config = config(file);
+    Box::new(move |slot| {
+        let disk = Disk::open(&config, false)?;
+        Ok(VirtioFunction::new(slot, blk::model_of(disk, 1))?)
+    })
+}
+
+#[test]
+fn what_the_host_would_wait_for_arrives_all_the_same_and_faults_the_same() {
+    let (file, mut content) = image(512);
+    let rig = Rig::new([build_waiting(&file)]);
+    let driver = Driver::new(&rig, 0);
+    let queues = driver.start(1, FLUSH);
+    let frame = Frame::new(&rig);
+    let data = rig.buffer(65 * PAGE, READ | WRITE);
+    let len = 500 * SECTOR;
+    let request = |kind, sector| {
+        let part = if kind == IN { into } else { out };
+        frame.request(&queues[0], kind, sector, &[part(data.iova + 3, len)])
+    };
+    assert_eq!(request(IN, 7), (OK, len as u32 + 1));
+    assert!(data.read(3, len) == content[7 * 512..507 * 512]);
+    assert_eq!(request(OUT, 12), (OK, 1));
+    content.copy_within(7 * 512..507 * 512, 12 * 512);
+    assert!(std::fs::read(file.path()).unwrap() == content);
+    let hole = data.iova + 40 * PAGE;
+    rig.map(hole, 0, 0);
+    assert_eq!((request(IN, 0), request(OUT, 0)), ((IOERR, 0), (IOERR, 1)));
+    assert_eq!(rig.events(), [(2, driver.id.0, hole); 2]);
+}
+
 #[test]
 fn what_the_host_has_to_read_from_its_disk_first_arrives_too() {
     use std::os::fd::AsRawFd;
@@ -405,7 +439,7 @@ fn what_the_host_has_to_read_from_its_disk_first_arrives_too() {
 #[test]
 fn a_file_that_can_t_be_a_disk_is_refused_with_what_to_do() {
     let empty = NamedTempFile::new().unwrap();
-    let refused = |config| match crate::virtio::blk::model(&config) {
+    let refused = |config| match blk::model(&config) {
         Ok(_) => panic!("accepted"),
         Err(error) => error.to_string(),
     };
