@@ -40,6 +40,69 @@
 //! assert!(matches!(sent, Signal::Delivered(delivery) if delivery.vector == 0x31));
 //! # Ok::<(), amdvi_device::options::OptionError>(())
 //! ```
+//!
+//! # Devices with PASIDs, TLBs and page requests
+//!
+//! An [`Endpoint`] is also the way of a device that uses PASIDs ([`Endpoint::translate_for`],
+//! [`Endpoint::access_for`]), that has a TLB of its own ([`Endpoint::translation_request`] fills it,
+//! [`Endpoint::access_translated`] uses it, and a [`DeviceAts`] hears what to drop from it), and that
+//! asks for pages ([`Endpoint::page_request`]):
+//!
+//! ```
+//! use std::sync::{Arc, Mutex};
+//! use amdvi_device::{
+//!     Access, Answer, DeviceAts, DeviceInvalidation, Endpoint, InvalidationAnswer, PageRequest,
+//!     PageRequested, PageResponse, Pasid,
+//! };
+//!
+//! /// A TLB of one entry, and the answers that have come.
+//! #[derive(Default)]
+//! struct Tlb {
+//!     entry: Mutex<Option<(Pasid, Answer)>>,
+//!     responses: Mutex<Vec<PageResponse>>,
+//! }
+//!
+//! impl DeviceAts for Tlb {
+//!     fn invalidate(&self, what: &DeviceInvalidation) -> InvalidationAnswer {
+//!         let mut entry = self.entry.lock().unwrap();
+//!         let goes = |(pasid, answer): &(Pasid, Answer)| {
+//!             let last = answer.iova | ((1 << answer.shift) - 1);
+//!             what.pasid == Some(pasid.value()) && what.range.overlaps(answer.iova, last)
+//!         };
+//!         if entry.as_ref().is_some_and(goes) {
+//!             *entry = None;
+//!         }
+//!         InvalidationAnswer::Done
+//!     }
+//!     fn page_response(&self, response: &PageResponse) {
+//!         self.responses.lock().unwrap().push(*response);
+//!     }
+//! }
+//!
+//! /// Once, when the device is built: `endpoint.set_ats(tlb.clone())`. Then, for each access:
+//! fn write(endpoint: &mut Endpoint, tlb: &Arc<Tlb>, pasid: Pasid, iova: u64) -> bool {
+//!     let Ok(answer) = endpoint.translation_request(Some(pasid), iova, Access::Write) else {
+//!         return false; // Not allowed; the guest has its event.
+//!     };
+//!     if answer.permissions.contains(Access::Write.needs()) {
+//!         // While the answer lives: an invalidation that comes later finds it.
+//!         *tlb.entry.lock().unwrap() = Some((pasid, *answer));
+//!         let gpa = answer.gpa | iova & ((1 << answer.shift) - 1);
+//!         drop(answer);
+//!         let written = |_: &_| { /* write to guest memory */ };
+//!         return endpoint.access_translated(Some(pasid), gpa, 4, Access::Write, written).is_ok();
+//!     }
+//!     drop(answer);
+//!     let request = PageRequest {
+//!         pasid: Some(pasid), address: iova, read: true, write: true, tag: 1, last: true,
+//!     };
+//!     match endpoint.page_request(&request) {
+//!         PageRequested::Logged => true, // Try again when `page_response` has been called.
+//!         PageRequested::Answered(answer) => answer.is_some_and(|a| a.code == PageResponse::SUCCESS),
+//!         PageRequested::Refused(..) | PageRequested::Lost => false,
+//!     }
+//! }
+//! ```
 #![forbid(unsafe_code)]
 
 mod ats;

@@ -521,3 +521,73 @@ fn a_prefetch_reads_nothing() {
     assert_eq!(rig.memory.accesses() - before, 16, "the commands alone");
     assert!(rig.take_events().is_empty());
 }
+
+/// A VMM with a thread for commands, and a device with one for its TLB.
+struct Busy {
+    wake: Mutex<std::sync::mpsc::Sender<()>>,
+}
+
+impl Host for Busy {
+    fn deliver(&self, _: &Delivery) {}
+    fn doorbell(&self, _: u32) {}
+    fn commands_pending(&self) {
+        let _ = self.wake.lock().unwrap().send(());
+    }
+    fn await_invalidations(&self, _: &InvalidationWait) -> bool {
+        true
+    }
+}
+
+#[test]
+fn no_answer_is_lost_whenever_it_comes() {
+    use std::sync::mpsc::{Sender, channel};
+    struct Slow(Mutex<Sender<amdvi_device::InvalidationTicket>>);
+    impl DeviceAts for Slow {
+        fn invalidate(&self, invalidation: &DeviceInvalidation) -> InvalidationAnswer {
+            let sent = self.0.lock().unwrap().send(invalidation.ticket);
+            sent.map_or(InvalidationAnswer::Done, |()| InvalidationAnswer::Later)
+        }
+    }
+    const ROUNDS: u64 = 500;
+    let memory = Arc::new(TestMemory::new(RAM));
+    let (wake, woken) = channel();
+    let busy = Arc::new(Busy { wake: wake.into() });
+    let rig = Rig {
+        iommu: Iommu::new(&SVA.parse().unwrap(), memory.clone(), busy.clone()),
+        memory,
+        host: Arc::default(),
+    };
+    rig.enable();
+    let (owe, owed) = channel();
+    let nic = rig.nic();
+    nic.set_ats(Arc::new(Slow(owe.into())));
+    std::thread::scope(|scope| {
+        let iommu = &rig.iommu;
+        scope.spawn(move || {
+            while woken.recv().is_ok() {
+                while iommu.run_commands() {}
+            }
+        });
+        scope.spawn(move || {
+            for (n, ticket) in owed.iter().enumerate() {
+                (0..n % 7).for_each(|_| std::thread::yield_now());
+                iommu.invalidation_done(ticket);
+            }
+        });
+        for n in 1..=ROUNDS {
+            let depth = (n % 3) as u8;
+            rig.submit(&[
+                Command::from(invalidate(NIC, depth)),
+                invalidate(NIC, depth).into(),
+                completion_wait_store(STORE, n).into(),
+            ]);
+            while rig.memory.read(STORE) != n {
+                std::thread::yield_now();
+            }
+        }
+        // Both channels end, and with them the threads.
+        drop(nic);
+        *busy.wake.lock().unwrap() = channel().0;
+    });
+    assert!(rig.take_events().is_empty());
+}

@@ -201,6 +201,19 @@ mod tests {
     }
 
     #[test]
+    fn what_emulated_devices_can_have_is_offered_as_it_was_asked_for() {
+        let device = "amd-iommu,gtsup=on,gats=5,gcr3trpmode=on,pprsup=on,device-iotlb=on,\
+                      dirty-tracking=on,perf-counters=2x4";
+        let machine = machine(device, "none");
+        assert_eq!(machine.options, machine.requested.options);
+        let offered = machine.offered();
+        for (name, value) in [("gtsup", true), ("hdsup", true), ("ephsup", true)] {
+            assert_eq!(offered[name], serde_json::Value::from(value), "{name}");
+        }
+        assert_eq!(offered["pasmax"], 15);
+    }
+
+    #[test]
     fn ram_lies_where_the_machine_s_host_lets_it() {
         let wish = RamWish {
             size: "10G".parse().unwrap(),
