@@ -57,6 +57,35 @@ fn a_bad_device_value_is_named_with_what_is_accepted() {
 }
 
 #[test]
+fn a_kernel_or_ramdisk_that_is_not_there_is_named_with_its_option() {
+    assert_usage(
+        &["--kernel", "/nowhere/vmlinuz"],
+        &["--kernel /nowhere/vmlinuz", "No such file"],
+    );
+    let this = env!("CARGO_BIN_EXE_amdvi-refvmm");
+    assert_usage(
+        &["--kernel", this, "--initrd", "/nowhere/initrd"],
+        &["--initrd /nowhere/initrd", "No such file"],
+    );
+}
+
+#[test]
+fn what_only_linux_has_needs_a_kernel() {
+    for option in ["--initrd=x", "--disk=path=x", "--endpoint", "--rng"] {
+        assert_usage(&[option], &["--kernel"]);
+    }
+    assert_usage(
+        &["--kernel", "/nowhere", "--disk", "queues=2"],
+        &["--disk", "path accepts a file"],
+    );
+    assert_usage(&["--cpus", "17"], &["--cpus 17", "1 to 16"]);
+    assert_usage(
+        &["--device", "amd-iommu", "--device", "amd-iommu"],
+        &["--device", "--kernel"],
+    );
+}
+
+#[test]
 fn an_unknown_host_caps_source_is_named_with_what_is_accepted() {
     assert_usage(
         &["--host-caps", "crystal-ball"],

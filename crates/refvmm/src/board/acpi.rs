@@ -242,6 +242,28 @@ mod tests {
     }
 
     #[test]
+    fn the_fadt_has_reset_and_sleep_registers_only_where_there_are_some() {
+        let register = |fadt: &[u8], at: usize| {
+            // System I/O, eight bits, by bytes.
+            assert_eq!(fadt[at..at + 4], [1, 8, 0, 1]);
+            u64::from_le_bytes(fadt[at + 4..at + 12].try_into().unwrap())
+        };
+        let flags = |fadt: &[u8]| u32::from_le_bytes(fadt[112..116].try_into().unwrap());
+        let pc = fadt(0xe_1000, true);
+        assert_eq!((sum(&pc), pc.len()), (0, 276));
+        assert_ne!(flags(&pc) & 1 << 20, 0, "hardware-reduced");
+        assert_ne!(flags(&pc) & 1 << 10, 0, "a reset register");
+        assert_eq!((register(&pc, 116), pc[128]), (0xcf9, 6));
+        assert_eq!((register(&pc, 244), register(&pc, 256)), (0x600, 0x601));
+        // No VGA; a CMOS clock; MSI is supported.
+        assert_eq!(pc[109], 0b0000_0100);
+        let bare = fadt(0xe_1000, false);
+        assert_eq!(flags(&bare) & 1 << 10, 0);
+        assert_eq!(bare[116..128], [0; 12]);
+        assert_eq!(bare[109], 0b0010_0100, "no clock");
+    }
+
+    #[test]
     fn an_apic_id_above_255_is_listed_as_x2apic() {
         let madt = madt(&[0, 300]);
         let entries = &madt[44..];

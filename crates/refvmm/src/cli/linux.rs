@@ -105,6 +105,12 @@ pub(super) fn run(
     args: &LinuxArgs,
     common: &Common<'_>,
 ) -> Result<(Vec<Machine>, Outcome), String> {
+    let files = Files {
+        kernel,
+        initrd: args.initrd.clone(),
+        cmdline: args.cmdline.clone(),
+    };
+    files.check().map_err(|error| error.to_string())?;
     let none = HostCapSpec::None;
     let host = HostIommu::ask(common.host_caps.unwrap_or(&none));
     let memory = match common.memory {
@@ -130,11 +136,7 @@ pub(super) fn run(
     common.board.apply(&mut board)?;
     let first = machines.first().ok_or("--device: one IOMMU at least")?;
     let guest = Guest {
-        files: Files {
-            kernel,
-            initrd: args.initrd.clone(),
-            cmdline: args.cmdline.clone(),
-        },
+        files,
         apic_ids: apic_ids(common.cpus, args.high_apic_id),
         hide_kvm: args.hide_kvm,
         ram: first.ram.clone(),

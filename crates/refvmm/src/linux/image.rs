@@ -45,6 +45,20 @@ pub struct Files {
     pub cmdline: String,
 }
 
+impl Files {
+    /// Whether the files can be read: early, before anything is built for them.
+    ///
+    /// # Errors
+    /// One can't; the error names its option.
+    pub fn check(&self) -> Result<(), LoadError> {
+        open("--kernel", &self.kernel)?;
+        if let Some(initrd) = &self.initrd {
+            open("--initrd", initrd)?;
+        }
+        Ok(())
+    }
+}
+
 /// How the boot CPU starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {

@@ -183,3 +183,6 @@ fn clock() -> Vec<u8> {
         ],
     ))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,11 @@
 use std::io::Write;
 
+use amdvi_hostcap::{EarlyFacts, HostCapSpec};
 use tempfile::NamedTempFile;
 use vm_memory::Bytes;
 
 use super::*;
+use crate::ram::RamWish;
 
 /// A bzImage of one setup sector and this much kernel. Its fields are those of boot.rst.
 fn bzimage(kernel: &[u8]) -> Vec<u8> {
@@ -63,6 +65,15 @@ struct Loaded {
 }
 
 fn boot(kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> Result<Loaded, LoadError> {
+    boot_in(&Ram::default(), kernel, initrd, cmdline)
+}
+
+fn boot_in(
+    ram: &Ram,
+    kernel: &[u8],
+    initrd: Option<&[u8]>,
+    cmdline: &str,
+) -> Result<Loaded, LoadError> {
     let kernel = file(kernel);
     let initrd = initrd.map(file);
     let files = Files {
@@ -70,9 +81,8 @@ fn boot(kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> Result<Loaded, L
         initrd: initrd.as_ref().map(|file| file.path().to_owned()),
         cmdline: cmdline.to_owned(),
     };
-    let ram = Ram::default();
     let memory = ram.map().unwrap();
-    let entry = load(&files, &ram, &memory)?;
+    let entry = load(&files, ram, &memory)?;
     Ok(Loaded { entry, memory })
 }
 
@@ -111,6 +121,25 @@ fn a_bzimage_starts_at_its_64_bit_entry_with_everything_in_the_zero_page() {
         assert_eq!(u64::from_le_bytes(loaded.read(entry + 8)), size);
         assert_eq!(u32::from_le_bytes(loaded.read(entry + 16)), kind);
     }
+}
+
+#[test]
+fn ram_that_moved_above_1_tib_is_in_the_map_and_the_ramdisk_stays_where_the_kernel_reaches() {
+    let wish = RamWish {
+        size: "10G".parse().unwrap(),
+        phys_bits: 48,
+        ..RamWish::default()
+    };
+    let host = "mock:".parse::<HostCapSpec>().unwrap().build();
+    let ram = Ram::plan(&wish, &EarlyFacts::collect([host.as_ref()])).unwrap();
+    let loaded = boot_in(&ram, &bzimage(b"kernel"), Some(b"ramdisk"), "").unwrap();
+    let page = place::BOOT_PARAMS;
+    // initrd_addr_max, not the end of RAM below 4 GiB.
+    assert_eq!(loaded.word(page + 0x218), (2 << 30) - 4096);
+    let entries = u64::from(u8::from_le_bytes(loaded.read(page + 0x1e8)));
+    let last = page + 0x2d0 + 20 * (entries - 1);
+    assert_eq!(u64::from_le_bytes(loaded.read(last)), 1 << 40);
+    assert_eq!(u64::from_le_bytes(loaded.read(last + 8)), 7 << 30);
 }
 
 #[test]
