@@ -109,28 +109,22 @@ impl Number {
     }
 }
 
-/// A kind of requests that share their translations.
+/// A kind of requests that share their translations: the bits of a [`Pasid`], which are never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kind(u32);
 
 impl Kind {
     /// Without a PASID.
     pub(crate) const PLAIN: Self = Self(0);
-    const PASID: u32 = 1 << 31;
 
     /// The kind of a request.
     #[inline(always)]
     pub(crate) const fn of(pasid: Option<Pasid>, access: Access) -> Self {
-        match pasid {
-            None => Self::PLAIN,
+        match (pasid, access) {
+            (None, _) => Self::PLAIN,
+            (Some(pasid), Access::Read) => Self(pasid.bits()),
             // To execute is a kind of reading.
-            Some(pasid) => Self(
-                Self::PASID
-                    | match access {
-                        Access::Read => pasid.bits(),
-                        Access::Write | Access::Atomic => pasid.with_execute(false).bits(),
-                    },
-            ),
+            (Some(pasid), Access::Write | Access::Atomic) => Self(pasid.with_execute(false).bits()),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a device asks, and where its bytes are.
 
 use core::fmt;
+use core::num::NonZeroU32;
 
 use amdvi_regs::DeviceId;
 
@@ -65,56 +66,72 @@ pub enum RequestKind {
 ///
 /// A request without the prefix has none, which is not the same as PASID 0.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Pasid(u32);
+// Never 0, so that a request that may have one is a word.
+pub struct Pasid(NonZeroU32);
 
 impl Pasid {
     /// The largest value: 20 bits.
     pub const MAX: u32 = 0xf_ffff;
     const EXECUTE: u32 = 1 << 20;
     const PRIVILEGED: u32 = 1 << 21;
+    /// Always set.
+    const MARK: u32 = 1 << 31;
 
     /// A PASID whose requests neither ask for execution nor for privilege; `None` above
     /// [`MAX`](Self::MAX).
     pub const fn new(value: u32) -> Option<Self> {
-        if value <= Self::MAX {
-            Some(Self(value))
-        } else {
-            None
+        if value > Self::MAX {
+            return None;
+        }
+        match NonZeroU32::new(value | Self::MARK) {
+            Some(bits) => Some(Self(bits)),
+            None => None,
         }
     }
 
     /// With the prefix's Execute Requested bit: what is read is to be executed. It has a meaning in
     /// reads and translation requests only.
     #[must_use]
+    #[inline(always)]
     pub const fn with_execute(self, execute: bool) -> Self {
-        Self(self.0 & !Self::EXECUTE | if execute { Self::EXECUTE } else { 0 })
+        self.with(Self::EXECUTE, execute)
     }
 
     /// With the prefix's Privileged Mode Requested bit: supervisor pages may be accessed.
     #[must_use]
     pub const fn with_privileged(self, privileged: bool) -> Self {
-        Self(self.0 & !Self::PRIVILEGED | if privileged { Self::PRIVILEGED } else { 0 })
+        self.with(Self::PRIVILEGED, privileged)
     }
 
-    /// Value, execute at bit 20 and privilege at bit 21.
+    #[inline(always)]
+    const fn with(self, bit: u32, on: bool) -> Self {
+        let bits = self.bits() & !bit | if on { bit } else { 0 };
+        match NonZeroU32::new(bits) {
+            Some(bits) => Self(bits),
+            // The mark is set.
+            None => self,
+        }
+    }
+
+    /// Value, execute at bit 20, privilege at bit 21, and bit 31.
     #[inline(always)]
     pub(crate) const fn bits(self) -> u32 {
-        self.0
+        self.0.get()
     }
 
     /// The value, 0–[`MAX`](Self::MAX).
     pub const fn value(self) -> u32 {
-        self.0 & Self::MAX
+        self.bits() & Self::MAX
     }
 
     /// Execute Requested.
     pub const fn execute(self) -> bool {
-        self.0 & Self::EXECUTE != 0
+        self.bits() & Self::EXECUTE != 0
     }
 
     /// Privileged Mode Requested; otherwise the request has user privilege.
     pub const fn privileged(self) -> bool {
-        self.0 & Self::PRIVILEGED != 0
+        self.bits() & Self::PRIVILEGED != 0
     }
 }
 
