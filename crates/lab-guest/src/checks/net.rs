@@ -47,7 +47,8 @@ pub(super) fn check(want: &Net) -> Result<String> {
     for (number, name) in interfaces.iter().enumerate() {
         let peer = u32::from(want.peer);
         let own = Ipv4Addr::from(peer.wrapping_add(1 + number as u32));
-        said.push(one(name, own, want).with_context(|| format!("interface {name}"))?);
+        let outcome = one(name, own, want);
+        said.push(outcome.with_context(|| format!("interface {name}, {}", losses(name)))?);
     }
     Ok(said.join("; "))
 }
@@ -101,6 +102,26 @@ fn one(name: &str, own: Ipv4Addr, want: &Net) -> Result<String> {
          {queues:?}",
         want.datagrams / threads * threads
     ))
+}
+
+/// Where the kernel says that something got lost: the interface's counters that are not 0, and
+/// those of UDP.
+fn losses(name: &str) -> String {
+    let folder = format!("/sys/class/net/{name}/statistics");
+    let counters = names(&folder).unwrap_or_default();
+    let counters: Vec<_> = counters
+        .iter()
+        .filter_map(|counter| {
+            let count = text(format!("{folder}/{counter}")).ok()?;
+            (count != "0").then(|| format!("{counter} {count}"))
+        })
+        .collect();
+    let snmp = text("/proc/net/snmp").unwrap_or_default();
+    let udp: Vec<_> = snmp
+        .lines()
+        .filter(|line| line.starts_with("Udp:"))
+        .collect();
+    format!("{}; {}", counters.join(", "), udp.join(" "))
 }
 
 /// Interrupts of each queue.
