@@ -10,7 +10,7 @@ pub const PLAN: &str = "/plan.json";
 /// Seconds that a check may take unless its step says otherwise.
 pub const STEP_TIMEOUT: u64 = 60;
 /// Seconds that all of it may take unless the plan says otherwise.
-pub const PLAN_TIMEOUT: u64 = 240;
+pub const PLAN_TIMEOUT: u64 = 600;
 
 /// What the guest is to do, in this order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -40,3 +40,25 @@ fn a_section_is_for_its_kernels_alone() {
             .any(|line| line.starts_with("x86/PAT: PAT support disabled"))
     );
 }
+
+/// Lines of busy emulated machines, as they were seen.
+#[test]
+fn an_emulated_clock_that_stands_still_is_no_fault_of_the_device() {
+    let lines = [
+        "clocksource: timekeeping watchdog on CPU1: Marking clocksource 'tsc-early' as unstable \
+         because the skew is too large:",
+        "clocksource:                       'kvm-clock' wd_nsec: 643958926 wd_now: f7e282092 \
+         wd_last: f57c61804 mask: ffffffffffffffff",
+        "clocksource:                       'tsc-early' cs_nsec: 0 cs_now: d7ffce894 cs_last: \
+         1da9570b21 mask: ffffffffffffffff",
+        "clocksource:                       Clocksource 'tsc-early' skewed -643958926 ns (-643 ms) \
+         over watchdog 'kvm-clock' interval of 643958926 ns (643 ms)",
+        "clocksource:                       'kvm-clock' (not 'tsc-early') is current clocksource.",
+        "tsc: Marking TSC unstable due to clocksource watchdog",
+        "Unstable clock detected, switching default tracing clock to \"global\"\nIf you want to keep \
+         using the local clock, then add:\n  \"trace_clock=local\"\non the kernel command line",
+        "clocksource: Long readout interval, skipping watchdog check: cs_nsec: 1181784520 wd_nsec: \
+         1181784161",
+    ];
+    assert_eq!(Allowed::of(LOGS[0].0).unexpected(lines), [""; 0]);
+}

@@ -105,7 +105,7 @@ fn one(name: &str, own: Ipv4Addr, want: &Net) -> Result<String> {
 }
 
 /// Where the kernel says that something got lost: the interface's counters that are not 0, and
-/// those of UDP.
+/// those of IP and UDP.
 fn losses(name: &str) -> String {
     let folder = format!("/sys/class/net/{name}/statistics");
     let counters = names(&folder).unwrap_or_default();
