@@ -39,7 +39,11 @@ impl Barrier {
     #[inline(always)]
     pub(crate) fn light(self) {
         match self {
-            Self::Portable => fence(Ordering::SeqCst),
+            Self::Portable => {
+                // Where there is a choice, this one is not taken: the other's way has no jump.
+                core::hint::cold_path();
+                fence(Ordering::SeqCst);
+            }
             #[cfg(all(feature = "membarrier", target_os = "linux", not(loom)))]
             Self::Membarrier => core::sync::atomic::compiler_fence(Ordering::SeqCst),
             #[cfg(loom)]
