@@ -121,6 +121,11 @@ impl Common {
         self.status & DRIVER_OK != 0
     }
 
+    /// The device is no longer live, and the driver sees so.
+    pub(crate) fn clear_driver_ok(&mut self) {
+        self.status &= !DRIVER_OK;
+    }
+
     /// The features that both sides agreed on.
     pub(crate) fn features(&self) -> u64 {
         self.driver_features

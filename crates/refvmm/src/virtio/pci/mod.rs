@@ -130,8 +130,14 @@ impl VirtioFunction {
         self.core.interrupts.set_bus_master(may);
         match (before, may) {
             (false, true) => self.kick_all(),
-            // When the write of the command register ends, the function masters no bus any more.
-            (true, false) => self.lanes.iter().for_each(|lane| lane.quiesce()),
+            // When the write of the command register ends, the function masters no bus any more. It
+            // does not start again by itself: the next kernel that a guest boots gives the bus back
+            // before it resets the device, and has no mappings for the rings of the one before.
+            (true, false) => {
+                self.core.gate(LIVE, false);
+                lock(&self.core.common).clear_driver_ok();
+                self.lanes.iter().for_each(|lane| lane.quiesce());
+            }
             _ => {}
         }
     }

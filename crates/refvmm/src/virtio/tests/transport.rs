@@ -153,7 +153,7 @@ fn event_idx_keeps_interrupts_back_until_the_driver_wants_one() {
 }
 
 #[test]
-fn without_bus_master_nothing_moves_and_with_it_everything_goes_on() {
+fn without_bus_master_nothing_moves_and_with_it_only_once_the_driver_says_so() {
     let (file, _) = image(8);
     let rig = Rig::new([build(&file)]);
     let driver = Driver::new(&rig, 0);
@@ -161,18 +161,42 @@ fn without_bus_master_nothing_moves_and_with_it_everything_goes_on() {
     let frame = Frame::new(&rig);
     frame.request(&queues[0], FLUSH_REQUEST, 0, &[]);
     driver.set_config(4, 2, 2);
+    assert_eq!(driver.status(), LIVE & !4, "no longer DRIVER_OK");
     frame.prepare(FLUSH_REQUEST, 0);
     // Neither the rings nor the buffers are accessed: that would be an event.
-    for buffer in [&queues[0].available, &queues[0].table, &frame.header] {
+    let buffers = [&queues[0].available, &queues[0].table, &frame.header];
+    for buffer in buffers {
         rig.map(buffer.iova, 0, 0);
     }
     let head = queues[0].add(&frame.parts(&[]));
     queues[0].kick();
     settle();
     assert_eq!((queues[0].used_index(), rig.events()), (1, vec![]));
-    for buffer in [&queues[0].available, &queues[0].table, &frame.header] {
+    // As the kernel does that a guest boots with kexec, before it resets the device.
+    driver.set_config(4, 2, 6);
+    queues[0].kick();
+    settle();
+    assert_eq!((queues[0].used_index(), rig.events()), (1, vec![]));
+    for buffer in buffers {
         rig.map(buffer.iova, buffer.pages[0], READ);
     }
+    driver.set(common::STATUS, 1, u64::from(LIVE));
+    assert_eq!(queues[0].wait(head), 1);
+}
+
+#[test]
+fn a_driver_that_is_live_before_it_gives_the_bus_is_served_when_it_does() {
+    let (file, _) = image(8);
+    let rig = Rig::new([build(&file)]);
+    let driver = Driver::new(&rig, 0);
+    driver.set_config(4, 2, 2);
+    let queues = driver.start(1, FLUSH);
+    let frame = Frame::new(&rig);
+    frame.prepare(FLUSH_REQUEST, 0);
+    let head = queues[0].add(&frame.parts(&[]));
+    queues[0].kick();
+    settle();
+    assert_eq!(queues[0].used_index(), 0);
     driver.set_config(4, 2, 6);
     assert_eq!(queues[0].wait(head), 1);
 }
