@@ -262,14 +262,16 @@ impl Ram {
     }
 
     /// The guest's memory map, ascending and without overlaps: RAM, and as reserved the firmware
-    /// tables, the ECAM window (which a guest uses only if it is listed so) and the HyperTransport
+    /// tables, the ECAM windows (which a guest uses only if they are listed so) and the HyperTransport
     /// range. What is not listed is devices' or nobody's.
     pub fn e820(&self) -> Vec<E820Entry> {
         const RAM: u32 = ram::RegionKind::Ram.e820();
         const RESERVED: u32 = ram::RegionKind::Reserved.e820();
+        // Those of every segment that there could be: they follow each other.
+        let ecam_end = layout::ecam(layout::MAX_SEGMENTS - 1).end;
         let mut map = vec![
             (layout::RSDP, layout::ACPI_END - layout::RSDP, RESERVED),
-            (layout::ECAM_BASE, layout::ECAM_BUSES << 20, RESERVED),
+            (layout::ECAM_BASE, ecam_end - layout::ECAM_BASE, RESERVED),
         ];
         for region in &self.layout.regions {
             if region.base > 0 {
@@ -483,7 +485,7 @@ mod tests {
                 (0, 0xa_0000, 1),
                 (0xe_0000, 0x2_0000, 2),
                 (0x10_0000, (64 << 20) - 0x10_0000, 1),
-                (0xe000_0000, 256 << 20, 2),
+                (0xe000_0000, 0x1300_0000, 2),
             ]
         );
         let large = plan("10G", "mock:", Heap::Low, 48).unwrap().e820();
@@ -491,7 +493,7 @@ mod tests {
             large[2..],
             [
                 (0x10_0000, 3 * GIB - 0x10_0000, 1),
-                (0xe000_0000, 256 << 20, 2),
+                (0xe000_0000, 0x1300_0000, 2),
                 (HT_HOLE_BASE, HT_HOLE_END - HT_HOLE_BASE, 2),
                 (HT_HOLE_END, 7 * GIB, 1),
             ]

@@ -130,11 +130,13 @@ impl Config {
                 return Err(refused("something else is there"));
             }
         }
+        let spoken_for = self.spoken_for();
         let mut places = Vec::new();
         for (name, segment, addr) in &wishes {
             let free = |device: &u8| {
                 let at = |function| (segment.0, DeviceId::new(0, *device, function));
-                (0..8).all(|function| !taken.contains(&at(function)))
+                let is_free = |place| !taken.contains(&place) && !spoken_for.contains(&place);
+                (0..8).all(|function| is_free(at(function)))
             };
             let place = match addr {
                 Some(addr) => *addr,
@@ -159,6 +161,17 @@ impl Config {
             endpoints: places,
             functions,
         })
+    }
+
+    /// DeviceIDs that requests carry although no function is there. A function that names no place
+    /// is not put there: it would share their entries.
+    fn spoken_for(&self) -> BTreeSet<(u16, DeviceId)> {
+        let sources = self.ivrs.aliases.iter();
+        let sources = sources.map(|alias| (alias.segment.0, alias.source));
+        let hpet = self.ivrs.hpet.map(|id| (0, id));
+        let acpi = self.ivrs.acpi.iter().map(|device| (0, device.device));
+        let ioapic = (0, self.ivrs.ioapic);
+        sources.chain(hpet).chain(acpi).chain([ioapic]).collect()
     }
 
     /// The index of the IOMMU that the IOAPIC is behind.

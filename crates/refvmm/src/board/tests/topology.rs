@@ -352,6 +352,23 @@ fn functions_without_a_place_get_free_devices_and_named_ones_theirs() {
 }
 
 #[test]
+fn a_function_without_a_place_keeps_off_the_device_ids_of_others() {
+    let unnamed = EndpointConfig::default();
+    let m = Machine::with(&config(
+        &["amd-iommu"],
+        &[unnamed.clone(), unnamed],
+        "alias=1f.0@05.0,hpet=06.1,acpi=AMDI0010@08.0",
+    ));
+    let at: Vec<String> = m
+        .board
+        .endpoint_counts()
+        .into_iter()
+        .map(|counts| counts.at)
+        .collect();
+    assert_eq!(at, ["0000:00:07.0", "0000:00:09.0"]);
+}
+
+#[test]
 fn a_guest_that_pokes_two_segments_and_the_hpet_harms_nothing() {
     let m = Machine::with(&config(
         &["amd-iommu", "amd-iommu,segment=1,mmio-base=0xfeb00000"],
