@@ -17,6 +17,8 @@ pub(super) enum Is {
     Bits { mask: u64, value: u64 },
     /// It is this.
     Equal(Value),
+    /// It is a number, and not 0.
+    NotZero,
 }
 
 /// These bits of a register are so.
@@ -35,6 +37,14 @@ pub(super) fn equal(pointer: &'static str, value: impl Into<Value>) -> Expect {
     }
 }
 
+/// It is a number other than 0.
+pub(super) fn not_zero(pointer: &'static str) -> Expect {
+    Expect {
+        pointer,
+        is: Is::NotZero,
+    }
+}
+
 impl Expect {
     /// What is there, and whether it is as it must be.
     pub(super) fn holds(&self, report: &Value) -> (bool, String) {
@@ -49,6 +59,13 @@ impl Expect {
                 ),
                 None => (false, format!("{found} is no number")),
             },
+            Is::NotZero => {
+                let number = number(found);
+                (
+                    number.is_some_and(|n| n != 0),
+                    format!("{found}, must not be 0"),
+                )
+            }
             Is::Equal(value) => (found == value, format!("{found}, must be {value}")),
         }
     }
@@ -68,11 +85,14 @@ mod tests {
 
     #[test]
     fn what_is_not_there_does_not_hold() {
-        let report = serde_json::json!({"iommus":[{"control":"0x180000000001","sent":5}]});
+        let report =
+            serde_json::json!({"iommus":[{"control":"0x180000000001","sent":5,"none":"0x0"}]});
         let control = "/iommus/0/control";
         assert!(bits(control, 3 << 43, 3 << 43).holds(&report).0);
         assert!(!bits(control, 3 << 43, 1 << 43).holds(&report).0);
         assert!(!bits("/iommus/1/control", 0, 0).holds(&report).0);
+        assert!(not_zero(control).holds(&report).0);
+        assert!(!not_zero("/iommus/0/none").holds(&report).0);
         assert!(equal("/iommus/0/sent", 5).holds(&report).0);
         assert!(!equal("/iommus/0/sent", "5").holds(&report).0);
     }
