@@ -17,7 +17,7 @@ const PASSTHROUGH: &str = "iommu: Default domain type: Passthrough*";
 /// DMA through mappings of a program, at every size of a page and at the ends of the modes.
 fn far(mode: Option<u8>) -> Check {
     Check::VfioDma(VfioDma {
-        iovas: vec![MIB, 1 << 32, 1 << 38, 1 << 47, 1 << 56],
+        iovas: vec![MIB, 1 << 32, 1 << 38, 1 << 47, 1 << 56, 1 << 58],
         sizes: vec![4 * KIB, 8 * KIB, 64 * KIB, 2 * MIB, 4 * MIB],
         mode,
         ..VfioDma::default()
@@ -97,7 +97,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "M7-pgtbl-v1",
-        about: "host tables, mapped at 2^38, 2^47 and 2^56: Mode grows from 3 to 6",
+        about: "host tables, mapped at 2^38, 2^47, 2^56 and 2^58: Mode grows from 3 to 6",
         kernels: ALL,
         subset: &[V7],
         make: |case| far_rows(case.cmdline("amd_iommu=pgtbl_v1")),
