@@ -322,8 +322,8 @@ fn has_virtualization(cpuinfo: &str) -> bool {
 /// Limits for a guest that takes about this long on an idle machine.
 pub(super) const fn limits(seconds: u64) -> Limits {
     Limits {
-        silence: Duration::from_secs(if seconds < 90 { 90 } else { seconds }),
-        total: Duration::from_secs(120 + 4 * seconds),
+        silence: Duration::from_secs(if seconds < 120 { 120 } else { seconds }),
+        total: Duration::from_secs(300 + 8 * seconds),
     }
 }
 

@@ -46,7 +46,7 @@ pub(super) const ROWS: &[Row] = &[
                 // A read where messages go.
                 provoke(
                     Request::Read(0xfee0_0000),
-                    "AMD-Vi: Event logged [INVALID_DEVICE_REQUEST device={function} *",
+                    "*AMD-Vi: Event logged [INVALID_DEVICE_REQUEST device={function} *",
                 ),
                 // A function that does not exist may do nothing.
                 Provoke {
@@ -71,7 +71,7 @@ pub(super) const ROWS: &[Row] = &[
                     requester: Some(0x2000),
                     ..provoke(
                         Request::Write(0x10_0000),
-                        "AMD-Vi: Event logged [ILLEGAL_DEV_TABLE_ENTRY device=0000:20:00.0 *",
+                        "*AMD-Vi: Event logged [ILLEGAL_DEV_TABLE_ENTRY device=0000:20:00.0 *",
                     )
                 }]))
         },
@@ -86,7 +86,7 @@ pub(super) const ROWS: &[Row] = &[
                 allow: vec![PAGE_FAULT.to_owned(), "*callbacks suppressed".to_owned()],
                 ..provoke(
                     Request::Flood(0x10_0000, 500),
-                    "AMD-Vi: IOMMU Event log restarting",
+                    "*AMD-Vi: IOMMU Event log restarting",
                 )
             };
             case.check_as("overflow", 120, events(vec![flood]))
