@@ -28,6 +28,11 @@ fn vfio_dma() -> Check {
     Check::VfioDma(VfioDma::default())
 }
 
+/// The log must have these lines, which no other machine's may have.
+fn expected(case: Case, lines: &[&str]) -> Case {
+    case.log(lines).log_allow(lines)
+}
+
 fn msix() -> Check {
     Check::Msix(Msix {
         vectors: 64,
@@ -62,10 +67,8 @@ pub(super) const ROWS: &[Row] = &[
         make: |case| {
             dump(case.args(&["--ivrs", "alias=08.0@1d.0"]))
                 .endpoints(&["addr=08.0"])
-                .log(&[
-                    "AMD-Vi: *DEV_ALIAS*",
-                    "pci 0000:00:08.0: Enabling fixed DMA alias to 1d.0",
-                ])
+                .log(&["AMD-Vi: *DEV_ALIAS*"])
+                .log_allow(&["pci 0000:00:08.0: Enabling fixed DMA alias to 1d.0"])
                 .check(msix())
                 .check(vfio_dma())
                 .check(Check::UnmapFault(UnmapFault::default()))
@@ -238,10 +241,14 @@ pub(super) const ROWS: &[Row] = &[
         kernels: ALL,
         subset: &[],
         make: |case| {
-            not_remapped(case.args(&["--ivrs", "ioapic=off"])).log(&[
-                "*AMD-Vi: *IOAPIC*not in IVRS table*",
-                "AMD-Vi: Disabling interrupt remapping",
-            ])
+            expected(
+                not_remapped(case.args(&["--ivrs", "ioapic=off"])),
+                &[
+                    "AMD-Vi: [Firmware Bug]: : IOAPIC[0] not in IVRS table",
+                    "AMD-Vi: Disabling interrupt remapping",
+                ],
+            )
+            .log_allow(&["AMD-Vi: [Firmware Bug]: : No southbridge IOAPIC found"])
         },
     },
     Row {
@@ -250,10 +257,13 @@ pub(super) const ROWS: &[Row] = &[
         kernels: &[V7],
         subset: &[],
         make: |case| {
-            not_remapped(case.args(&["--ivrs", "southbridge=off"])).log(&[
-                "*AMD-Vi: No southbridge IOAPIC found*",
-                "AMD-Vi: Disabling interrupt remapping",
-            ])
+            expected(
+                not_remapped(case.args(&["--ivrs", "southbridge=off"])),
+                &[
+                    "AMD-Vi: [Firmware Bug]: : No southbridge IOAPIC found",
+                    "AMD-Vi: Disabling interrupt remapping",
+                ],
+            )
         },
     },
 ];
