@@ -63,6 +63,8 @@ pub struct Machine<'a, P: Platform + ?Sized> {
     pub blocked: u64,
     /// Interrupts that arrived where they had to.
     pub delivered: u64,
+    /// Operations of DMA channels so far: each moves data of its own.
+    pub operations: u64,
 }
 
 /// Looks the IOMMU up in ACPI and in PCI; both must agree.
@@ -154,6 +156,7 @@ impl<'a, P: Platform + ?Sized> Machine<'a, P> {
             events: 0,
             blocked: 0,
             delivered: 0,
+            operations: 0,
         })
     }
 
@@ -163,6 +166,14 @@ impl<'a, P: Platform + ?Sized> Machine<'a, P> {
         let config = config(&machine.iommu);
         machine.iommu.start(machine.p, config)?;
         Ok(machine)
+    }
+
+    /// Whether functions may have TLBs of their own (IotlbSup in the IOMMU's capability block).
+    pub fn has_ats(&mut self) -> bool {
+        let header = self
+            .pci
+            .dword(self.p, self.found.iommu, self.found.capability);
+        header >> 24 & 1 == 1
     }
 
     /// Number of CPUs.

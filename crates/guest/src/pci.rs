@@ -30,8 +30,17 @@ pub const CAP_MSI: u8 = 0x05;
 /// Capability ID: MSI-X.
 pub const CAP_MSIX: u8 = 0x11;
 
+/// Extended capability ID: Address Translation Services.
+pub const EXTENDED_ATS: u16 = 0x0f;
+/// Extended capability ID: Page Request Interface.
+pub const EXTENDED_PRI: u16 = 0x13;
+/// Extended capability ID: PASID.
+pub const EXTENDED_PASID: u16 = 0x1b;
+
 /// More capabilities than this do not fit: 192 bytes, at least 4 each.
 const MAX_CAPABILITIES: usize = 48;
+/// More extended capabilities than this do not fit: 3840 bytes, at least 8 each.
+const MAX_EXTENDED: usize = 480;
 /// Where BARs go that nobody placed.
 const BAR_WINDOW: u32 = 0xd000_0000;
 
@@ -167,6 +176,32 @@ impl Pci {
                 return Some(offset);
             }
             offset = (header >> 8) as u16 & 0xfc;
+        }
+        None
+    }
+
+    /// The offset of the first extended capability with this ID. Such capabilities are only within
+    /// reach of the ECAM window. A list that loops or points into the first 256 bytes ends the search.
+    pub fn extended_capability<P: Platform + ?Sized>(
+        &self,
+        p: &mut P,
+        id: DeviceId,
+        wanted: u16,
+    ) -> Option<u16> {
+        self.ecam?;
+        let mut offset = 0x100;
+        for _ in 0..MAX_EXTENDED {
+            let header = self.dword(p, id, offset);
+            if header == 0 || header == u32::MAX {
+                return None;
+            }
+            if header as u16 == wanted {
+                return Some(offset);
+            }
+            offset = (header >> 20) as u16 & 0xffc;
+            if offset < 0x100 {
+                return None;
+            }
         }
         None
     }

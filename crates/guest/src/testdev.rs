@@ -1,12 +1,18 @@
 //! Driver of the test endpoint.
 
+mod channel;
+
 use amdvi_regs::DeviceId;
+
+pub use channel::{Ended, Operation};
 
 use crate::endpoint::{
     BAR0_SIZE, BAR2_SIZE, DEVICE_ID, ID_VALUE, RECORDS, Record, VECTORS, VENDOR_ID, reg,
 };
 use crate::failure::{Result, bail, ensure};
-use crate::pci::{CAP_MSIX, COMMAND, COMMAND_MEMORY_MASTER, Pci};
+use crate::pci::{
+    CAP_MSIX, COMMAND, COMMAND_MEMORY_MASTER, EXTENDED_ATS, EXTENDED_PASID, EXTENDED_PRI, Pci,
+};
 use crate::platform::{Platform, Width};
 
 /// The endpoint, found and enabled.
@@ -163,6 +169,46 @@ impl TestDevice {
     /// Sets the level of an IOAPIC pin.
     pub fn pin<P: Platform + ?Sized>(&self, p: &mut P, pin: u8, high: bool) {
         self.write(p, reg::PIN, u32::from(pin) << 8 | u32::from(high));
+    }
+
+    /// Lets requests carry a PASID, with execute and privilege, or no longer.
+    pub fn pasid_enable<P: Platform + ?Sized>(&self, p: &mut P, on: bool) -> Result<()> {
+        // Enable, Execute Permission Enable, Privileged Mode Enable.
+        self.extended_control(p, EXTENDED_PASID, 6, 0b111, on)
+    }
+
+    /// Turns the function's own TLB on or off.
+    pub fn ats_enable<P: Platform + ?Sized>(&self, p: &mut P, on: bool) -> Result<()> {
+        self.extended_control(p, EXTENDED_ATS, 6, 1 << 15, on)
+    }
+
+    /// Turns page requests on or off.
+    pub fn pri_enable<P: Platform + ?Sized>(&self, p: &mut P, on: bool) -> Result<()> {
+        self.extended_control(p, EXTENDED_PRI, 4, 1, on)
+    }
+
+    /// Sets or clears bits of the control register of an extended capability.
+    fn extended_control<P: Platform + ?Sized>(
+        &self,
+        p: &mut P,
+        capability: u16,
+        register: u16,
+        bits: u32,
+        on: bool,
+    ) -> Result<()> {
+        let Some(at) = self.pci.extended_capability(p, self.id, capability) else {
+            bail!("{} has no extended capability {capability:#06x}", self.id);
+        };
+        let old = self.pci.read(p, self.id, at + register, Width::Word) & 0xffff;
+        let new = if on { old | bits } else { old & !bits };
+        self.pci.write(p, self.id, at + register, Width::Word, new);
+        let seen = self.pci.read(p, self.id, at + register, Width::Word) & 0xffff;
+        ensure!(
+            seen == new,
+            "control of extended capability {capability:#06x} of {} reads {seen:#x} after {new:#x}",
+            self.id
+        );
+        Ok(())
     }
 
     /// Asks the VMM for something, see [`crate::endpoint::vmm`].

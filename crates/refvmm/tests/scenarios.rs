@@ -92,6 +92,13 @@ fn every_promised_scenario_exists() {
         "dma-invalidate",
         "exclusion",
         "save-restore-dma",
+        "dma-v2",
+        "dma-nested",
+        "dma-pasid",
+        "ats",
+        "pri",
+        "dirty",
+        "counters",
     ] {
         assert!(
             outcomes.iter().any(|job| job.scenario.name == name),

@@ -9,6 +9,7 @@ use amdvi_regs::DeviceId;
 use amdvi_regs::command::{InvalidateDevtabEntry, InvalidateInterruptTable, InvalidateIommuAll};
 use amdvi_regs::dte::{DTE_SIZE, Dte, DteQ2};
 use amdvi_regs::event::EVENT_SIZE;
+use amdvi_regs::log::PPR_LOG_ENTRY_SIZE;
 use amdvi_regs::mmio::{
     Control, DeviceTableBase, ExtendedFeature, ExtendedFeature2, Status, offset,
 };
@@ -36,6 +37,10 @@ pub struct Config {
     pub two_k: bool,
     /// GAMEn = 1 and the GA log.
     pub guest_apic: bool,
+    /// GTEn: guest page tables and PASIDs.
+    pub guest_tables: bool,
+    /// PPREn, and a PPR log of 2^n entries, 8–15; 0 for neither.
+    pub ppr_len: u8,
     /// Write 64-bit registers as two 32-bit halves, low first.
     pub halves: bool,
 }
@@ -51,6 +56,8 @@ impl Config {
             xt: false,
             two_k: false,
             guest_apic: false,
+            guest_tables: false,
+            ppr_len: 0,
             halves: true,
         }
     }
@@ -62,6 +69,7 @@ impl Config {
             ga,
             xt: ga && iommu.efr.xt_sup(),
             two_k: iommu.efr2.num_int_remap_sup() == ExtendedFeature2::NUM_INT_REMAP_2K,
+            guest_tables: iommu.efr.gt_sup(),
             ..Self::basic()
         }
     }
@@ -92,6 +100,8 @@ pub struct Iommu {
     pub events: Ring,
     /// The GA log.
     pub ga_log: Ring,
+    /// The PPR log.
+    pub ppr_log: Ring,
     command_head: u64,
     semaphore: u64,
     sequence: u64,
@@ -113,6 +123,7 @@ impl Iommu {
             commands: Ring::default(),
             events: Ring::default(),
             ga_log: Ring::default(),
+            ppr_log: Ring::default(),
             command_head: 0,
             semaphore: 0,
             sequence: 0,
@@ -185,6 +196,7 @@ impl Iommu {
             .with_ga_int_en(false)
             .with_ppr_log_en(false)
             .with_ppr_int_en(false)
+            .with_ppr_en(false)
             .with_iommu_en(false)
             .with_irt_cache_dis(false);
         self.set_control(p, control);
@@ -208,6 +220,8 @@ impl Iommu {
             .with_gam_en(0)
             .with_xt_en(false)
             .with_int_cap_xt_en(false)
+            .with_gt_en(config.guest_tables)
+            .with_gcr3_trp_mode(false)
             .with_num_int_remap_mode(0);
         self.set_control(p, control);
 
@@ -250,6 +264,9 @@ impl Iommu {
 
         if config.guest_apic {
             self.start_ga_log(p)?;
+        }
+        if config.ppr_len != 0 {
+            self.start_ppr_log(p)?;
         }
         let seen = self.read_control(p);
         ensure!(
@@ -310,6 +327,21 @@ impl Iommu {
         ensure!(
             wait::until(p, |p| self.status(p).ga_log_run()),
             "GALogRun stays 0 after GALogEn = 1"
+        );
+        Ok(())
+    }
+
+    fn start_ppr_log<P: Platform + ?Sized>(&mut self, p: &mut P) -> Result<()> {
+        let len = self.config.ppr_len;
+        self.ppr_log = Ring::alloc(p, PPR_LOG_ENTRY_SIZE << len)?;
+        let base = self.ppr_log.base(len);
+        self.write_base(p, offset::PPR_LOG_BASE, base);
+        self.write32(p, offset::PPR_HEAD, 0);
+        self.write32(p, offset::PPR_TAIL, 0);
+        self.set_control(p, self.control.with_ppr_log_en(true).with_ppr_en(true));
+        ensure!(
+            wait::until(p, |p| self.status(p).ppr_log_run()),
+            "PPRLogRun stays 0 after PPRLogEn = 1"
         );
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! The rings between driver and IOMMU: commands, events, GA log (48882 §2.4, §2.5, §2.7).
+//! The rings between driver and IOMMU: commands, events, page requests, GA log (48882 §2.4–2.7).
 
 use amdvi_regs::command::{COMMAND_SIZE, Command, CompletionWait};
 use amdvi_regs::event::{EVENT_SIZE, Event};
-use amdvi_regs::log::{GA_LOG_ENTRY_SIZE, GaLogEntry};
+use amdvi_regs::log::{GA_LOG_ENTRY_SIZE, GaLogEntry, PPR_LOG_ENTRY_SIZE, PprLogEntry};
 use amdvi_regs::mmio::{RingBase, Status, offset};
 
 use super::Iommu;
@@ -177,6 +177,43 @@ impl Iommu {
         self.ga_log.at = self.ga_log.next(GA_LOG_ENTRY_SIZE);
         self.write32(p, offset::GA_HEAD, self.ga_log.at as u32);
         Ok(Some(GaLogEntry::from_bits(word)))
+    }
+
+    /// Takes the oldest page request out of the PPR log; `None` when it is empty.
+    pub fn next_page_request<P: Platform + ?Sized>(
+        &mut self,
+        p: &mut P,
+    ) -> Result<Option<PprLogEntry>> {
+        let tail = self.read32(p, offset::PPR_TAIL);
+        if tail == self.ppr_log.at {
+            return Ok(None);
+        }
+        ensure!(
+            tail < self.ppr_log.bytes && tail.is_multiple_of(PPR_LOG_ENTRY_SIZE),
+            "PPR log tail {tail:#x} is no entry of a log of {:#x} bytes",
+            self.ppr_log.bytes
+        );
+        let entry = self.ppr_log.gpa + self.ppr_log.at;
+        if !wait::until(p, |p| p.read_u64(entry) >> 60 != 0) {
+            bail!("PPR log tail is {tail:#x}, but the entry at {entry:#x} stays empty");
+        }
+        let words = [p.read_u64(entry), p.read_u64(entry + 8)];
+        p.write_u64(entry, 0);
+        p.write_u64(entry + 8, 0);
+        self.ppr_log.at = self.ppr_log.next(PPR_LOG_ENTRY_SIZE);
+        self.write32(p, offset::PPR_HEAD, self.ppr_log.at as u32);
+        Ok(Some(PprLogEntry::from_words(words)))
+    }
+
+    /// Starts the PPR log again after an overflow, as Linux does.
+    pub fn restart_ppr_log<P: Platform + ?Sized>(&mut self, p: &mut P) -> Result<()> {
+        let stopped = wait::until(p, |p| !self.status(p).ppr_log_run());
+        ensure!(stopped, "PPRLogRun stays 1 after an overflow");
+        let control = self.control;
+        self.set_control(p, control.with_ppr_log_en(false).with_ppr_int_en(false));
+        self.clear_status(p, Status::new().with_ppr_overflow(true));
+        self.set_control(p, control);
+        Ok(())
     }
 
     /// Starts the event log again after an overflow, as Linux does.

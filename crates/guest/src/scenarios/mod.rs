@@ -77,6 +77,20 @@ const GUEST_APIC: &str = "amd-iommu,intremap=on,xtsup=on,vapic=on";
 const DMA: &str = "amd-iommu,intremap=on,dma-remap=on";
 /// The same with as many levels of page tables as there can be.
 const DMA_SIX: &str = "amd-iommu,intremap=on,dma-remap=on,hats=6";
+/// Options of a device with guest page tables and PASIDs.
+const GUEST_TABLES: &str = "amd-iommu,intremap=on,dma-remap=on,gtsup=on,gats=5";
+/// The same with GCR3 tables of every depth.
+const PASIDS: &str = "amd-iommu,intremap=on,dma-remap=on,gtsup=on,glxsup=2,pasid=16";
+/// The same with GCR3 roots that are guest physical addresses.
+const NESTED: &str = "amd-iommu,intremap=on,dma-remap=on,gtsup=on,gcr3trpmode=on";
+/// Options of a device behind which functions may have TLBs of their own.
+const DEVICE_TLBS: &str = "amd-iommu,intremap=on,dma-remap=on,gtsup=on,device-iotlb=on";
+/// The same with page requests.
+const PAGE_REQUESTS: &str = "amd-iommu,intremap=on,dma-remap=on,gtsup=on,device-iotlb=on,pprsup=on";
+/// Options of a device that keeps accessed and dirty bits in host page tables.
+const DIRTY_BITS: &str = "amd-iommu,intremap=on,dma-remap=on,dirty-tracking=on,device-iotlb=on";
+/// Options of a device with performance counters.
+const COUNTERS: &str = "amd-iommu,intremap=on,dma-remap=on,gtsup=on,perf-counters=2x4";
 
 const fn needs(device: &'static str, cpus: usize) -> Needs {
     Needs {
@@ -143,6 +157,20 @@ scenarios! {
         needs(DMA, 1) => dma::exclusion::run;
     "save-restore-dma", "state saved and restored while DMA runs",
         needs(DMA, 1) => dma::save_restore::run;
+    "dma-v2", "DMA through guest page tables: sizes, U/S, R/W, NX, accessed and dirty bits, GIoV",
+        needs(GUEST_TABLES, 1) => dma::v2::run;
+    "dma-nested", "guest page tables over host page tables, faults put down to the right one",
+        needs(NESTED, 1) => dma::nested::run;
+    "dma-pasid", "PASIDs: tables of their own, GCR3 tables of each depth, invalidation by PASID",
+        needs(PASIDS, 1) => dma::pasid::run;
+    "ats", "a device's own TLB: filled, used, and emptied before COMPLETION_WAIT",
+        needs(DEVICE_TLBS, 1) => dma::ats::run;
+    "pri", "page requests, their log and its overflow, answers, and requests that are refused",
+        needs(PAGE_REQUESTS, 1) => dma::pri::run;
+    "dirty", "accessed and dirty bits in host page tables, as a migration reads them",
+        needs(DIRTY_BITS, 1) => dma::dirty::run;
+    "counters", "performance counters: exact, filtered, and reported when they wrap",
+        needs(COUNTERS, 1) => dma::counters::run;
 }
 
 /// Runs scenario `index` of [`ALL`] on the machine behind `p`.

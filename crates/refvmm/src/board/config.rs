@@ -249,11 +249,18 @@ pub struct RootBridge {
 }
 
 impl Config {
-    /// The board of the scenarios: one IOMMU, and the test endpoint at 00:05.0.
+    /// The board of the scenarios: one IOMMU, and the test endpoint at 00:05.0 with what the IOMMU
+    /// offers of PASIDs, ATS and page requests.
     pub fn scenario(options: Options) -> Self {
+        let endpoint = EndpointConfig {
+            pasid: options.efr().gt_sup(),
+            ats: options.device_iotlb(),
+            pri: options.device_iotlb() && options.efr().ppr_sup(),
+            ..EndpointConfig::default()
+        };
         Self {
             iommus: vec![options.into()],
-            endpoints: vec![EndpointConfig::default()],
+            endpoints: vec![endpoint],
             ..Self::default()
         }
     }

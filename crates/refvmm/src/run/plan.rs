@@ -227,9 +227,18 @@ fn fit(scenario: &'static Scenario, own: &Machine, wished: &Machine) -> Fit {
         .split(',')
         .filter_map(|item| item.split_once('='))
         .filter(|(name, _)| *name != "numint2k" || ABOUT_2K.contains(&scenario.name));
+    // Not one number, so it is not among what is offered by name.
+    let counters = |machine: &Machine| {
+        let (banks, per_bank) = machine.options.perf_counters();
+        u16::from(banks) * u16::from(per_bank)
+    };
+    let lacks = |name: &str| match name {
+        "perf-counters" => counters(wished) < counters(own),
+        name => on(name),
+    };
     let lacking: Vec<_> = named
         .map(|(name, _)| name)
-        .filter(|name| on(name))
+        .filter(|name| lacks(name))
         .collect();
     if !lacking.is_empty() {
         Fit::Lacks(lacking)
@@ -286,6 +295,40 @@ mod tests {
             2048
         );
         assert_eq!(find(&jobs, "x2apic-dest").apic_ids.last(), Some(&300));
+    }
+
+    #[test]
+    fn a_scenario_about_a_feature_is_left_out_where_the_device_lacks_it() {
+        let left_out = |device: &str| -> Vec<_> {
+            let plan = plan(&wishes(Some(device), None, &[])).unwrap();
+            plan.left_out.iter().map(|left_out| left_out.name).collect()
+        };
+        let about_features = [
+            "dma-v2",
+            "dma-nested",
+            "dma-pasid",
+            "ats",
+            "pri",
+            "dirty",
+            "counters",
+        ];
+        assert_eq!(
+            left_out("amd-iommu,numint2k=on,vapic=on"),
+            about_features,
+            "none of it is offered"
+        );
+        let all = "amd-iommu,numint2k=on,vapic=on,gtsup=on,gcr3trpmode=on,device-iotlb=on,pprsup=on,\
+                   dirty-tracking=on,perf-counters=4x2";
+        assert_eq!(left_out(all), [""; 0], "all of it is");
+        assert_eq!(
+            left_out(&all.replace("4x2", "7x1")),
+            ["counters"],
+            "seven counters are fewer than eight"
+        );
+        assert_eq!(
+            left_out(&all.replace("dirty-tracking=on", "dirty-tracking=accessed")),
+            ["dirty"]
+        );
     }
 
     #[test]

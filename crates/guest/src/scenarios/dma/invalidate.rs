@@ -81,7 +81,7 @@ pub(in crate::scenarios) fn run<P: Platform + ?Sized>(
     report: &mut Report,
 ) -> Result<()> {
     let mut m = Machine::start(p, Config::offered)?;
-    let mut stream = Stream::start(&mut m)?;
+    let mut stream = Stream::start(&mut m, false)?;
     let result = all(&mut m, &mut stream);
     // Whatever was found: the device must not write while the next scenario runs.
     Stream::stop(&mut m);

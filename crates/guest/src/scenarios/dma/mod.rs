@@ -1,16 +1,26 @@
-//! DMA: untranslated, by the DTE's permissions, blocked, and through host page tables.
+//! DMA: untranslated, by the DTE's permissions, blocked, and through host and guest page tables; and
+//! what comes with it: ATS, page requests, dirty bits, counters.
 //!
 //! What the scenarios share stands here; each has its own file.
 
+mod access;
+pub(super) mod ats;
+pub(super) mod counters;
+pub(super) mod dirty;
 pub(super) mod exclusion;
 pub(super) mod faults;
 pub(super) mod identity;
 pub(super) mod invalidate;
+pub(super) mod nested;
+pub(super) mod pasid;
+pub(super) mod pri;
 mod rig;
 pub(super) mod save_restore;
+mod space;
 mod stream;
 mod table;
 pub(super) mod v1;
+pub(super) mod v2;
 
 use amdvi_regs::command::{InvalidateIommuPages, InvalidationRange};
 use amdvi_regs::dte::{Dte, DteQ0, DteQ1, DteQ2};

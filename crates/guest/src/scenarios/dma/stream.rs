@@ -32,11 +32,13 @@ pub(super) struct Stream {
     pub(super) mapped: [u64; PAGES],
     /// Where each page may land next.
     pub(super) spare: [u64; PAGES],
+    /// The device may use translations of its own.
+    ats: bool,
 }
 
 impl Stream {
     /// Maps every page to its frame and starts to write. Page faults are not logged: there are many.
-    pub(super) fn start<P: Platform + ?Sized>(m: &mut Machine<'_, P>) -> Result<Self> {
+    pub(super) fn start<P: Platform + ?Sized>(m: &mut Machine<'_, P>, ats: bool) -> Result<Self> {
         let iova = alloc(m, BYTES)?;
         let tables = Tables::new(m)?;
         let (mapped, spare) = (alloc(m, BYTES)?, alloc(m, BYTES)?);
@@ -46,6 +48,7 @@ impl Stream {
             tables,
             mapped: each(mapped),
             spare: each(spare),
+            ats,
         };
         stream.map_all(m, &tables, stream.mapped);
         for page in 0..PAGES {
@@ -74,7 +77,7 @@ impl Stream {
         let mut dte = passthrough();
         let root = self.tables.table(MODE);
         dte.q0 = dte.q0.with_mode(MODE).with_host_pt_root(root >> 12);
-        dte.q1 = dte.q1.with_sa(true);
+        dte.q1 = dte.q1.with_sa(true).with_i(self.ats);
         dte
     }
 

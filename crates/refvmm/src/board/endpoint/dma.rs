@@ -229,9 +229,10 @@ impl Dma {
                     let answer = operation
                         .translation_request(pasid, iova, access)
                         .map_err(|_| Aborted::Iommu)?;
+                    let executable = answer.execute || !pasid.is_some_and(Pasid::execute);
                     if answer.untranslated_only {
                         None
-                    } else if answer.permissions.contains(access.needs()) {
+                    } else if answer.permissions.contains(access.needs()) && executable {
                         Some(tlb.insert(pasid, &answer))
                     } else {
                         return Err(Aborted::NoPage);
