@@ -178,8 +178,8 @@ fn moves<Q: Platform + ?Sized>(
     for range in ranges {
         for one in 0..SPACES {
             let other = (one + 1) % SPACES;
-            for n in 0..SPACES {
-                passes(m, Who::pasid(pasids[n]), va, spaces.pages[n])?;
+            for (&pasid, page) in pasids.iter().zip(spaces.pages) {
+                passes(m, Who::pasid(pasid), va, page)?;
             }
             for n in [one, other] {
                 spaces.tables[n].map(m, va, spare[n], 1)?;

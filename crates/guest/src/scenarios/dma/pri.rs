@@ -484,8 +484,8 @@ fn overflow<Q: Platform + ?Sized>(m: &mut Machine<'_, Q>, rig: &Rig) -> Result<(
         );
     }
     let mut asked = [PprLogEntry::new(); 3];
-    for n in 0..2 {
-        asked[n] = request(m, USER, rig.at[n], true)?;
+    for (asked, iova) in asked.iter_mut().zip(rig.at).take(2) {
+        *asked = request(m, USER, iova, true)?;
     }
     // There is room now, but the log does not run.
     no_request(m)?;

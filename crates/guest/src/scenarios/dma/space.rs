@@ -108,7 +108,7 @@ impl GuestSpace {
             let entry = m.p.read_u64(slot);
             table = if entry & P == 0 {
                 let next = alloc(m, 4096)?;
-                m.p.write_u64(slot, next + self.offset | FULL);
+                m.p.write_u64(slot, (next + self.offset) | FULL);
                 next
             } else {
                 (entry & ADDRESS) - self.offset
@@ -158,7 +158,7 @@ impl Gcr3 {
             let entry = m.p.read_u64(slot);
             table = if entry & P == 0 {
                 let next = alloc(m, 4096)?;
-                m.p.write_u64(slot, next + self.offset | P);
+                m.p.write_u64(slot, (next + self.offset) | P);
                 next
             } else {
                 (entry & ADDRESS) - self.offset
@@ -175,7 +175,7 @@ impl Gcr3 {
         space: &GuestSpace,
     ) -> Result<()> {
         let slot = self.slot(m, pasid, 1)?;
-        m.p.write_u64(slot, space.root + self.offset | P);
+        m.p.write_u64(slot, (space.root + self.offset) | P);
         Ok(())
     }
 
