@@ -23,22 +23,12 @@ pub(crate) struct Verdict {
     pub(crate) stalled: Option<String>,
 }
 
-/// What is said of a processor that does not go on. An emulated AMD machine loses an interrupt of a
-/// nested guest now and then; a processor that waits for it waits for ever. With many more
-/// processors than the emulated machine has, one dies of a triple fault now and then, at any place of
-/// the boot; nobody has found out yet whose fault that is, so it counts only where a second boot
-/// passes, and every one is reported.
-const STALLS: [&str; 6] = [
-    " had a triple fault at RIP ",
-    "rcu: INFO: rcu_preempt detected stalls",
-    "rcu: INFO: rcu_sched detected stalls",
-    "rcu: INFO: rcu_preempt self-detected stall",
-    "watchdog: BUG: soft lockup",
-    "watchdog: Watchdog detected hard LOCKUP",
-];
-
 fn stall(console: &str) -> Option<String> {
-    let is_one = |line: &&str| STALLS.iter().any(|stall| line.contains(stall));
+    let is_one = |line: &&str| {
+        crate::lab::emulator::STALLS
+            .iter()
+            .any(|stall| line.contains(stall))
+    };
     console.lines().find(is_one).map(str::to_owned)
 }
 
