@@ -1,8 +1,10 @@
-//! What the guest's tables map now, for observers that keep a copy.
+//! What the guest's tables say now, for observers that keep a copy and for those who look.
 
 use std::ops::RangeInclusive;
 
+use amdvi_core::dtab;
 use amdvi_dma::{AddressSpace, Mappings};
+use amdvi_regs::dte::Dte;
 use amdvi_regs::{DeviceId, PhysMemory};
 
 use crate::endpoint::Endpoint;
@@ -10,6 +12,23 @@ use crate::iommu::Iommu;
 use crate::pci::VIRTUAL_ADDRESS_BITS;
 
 impl Iommu {
+    /// The Device Table Entry of a function as it is in memory now (48882 §2.2.2), whole only if the
+    /// guest does not write it meanwhile: for reports and debuggers, not for decisions. `None` if the
+    /// IOMMU is not enabled, the table has no such entry, or there is no memory.
+    pub fn device_table_entry(&self, device_id: DeviceId) -> Option<Dte> {
+        let view = &self.fabric.view;
+        let gpa = view
+            .control()
+            .iommu_en()
+            .then(|| dtab::locate(view, device_id))?
+            .ok()?;
+        let mut words = [0; 4];
+        for (word, at) in words.iter_mut().zip((gpa..).step_by(8)) {
+            *word = self.memory.load_u64(at).ok()?;
+        }
+        Some(Dte::from_words(words))
+    }
+
     /// The DMA address space of a function, as registers and Device Table Entry define it now. It is
     /// a copy: [`Observer::changed`](crate::Observer::changed) tells when to take another.
     pub fn address_space(&self, device_id: DeviceId) -> AddressSpace {

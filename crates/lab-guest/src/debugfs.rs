@@ -44,6 +44,16 @@ impl Dte {
         self.0[0] >> 55 & 1 != 0
     }
 
+    /// GIoV: it translates requests without PASID, too.
+    pub const fn guest_io(&self) -> bool {
+        self.0[0] >> 54 & 1 != 0
+    }
+
+    /// HAD: accessed and dirty bits are set in the host's table; 3 for both.
+    pub const fn had(&self) -> u8 {
+        (self.0[0] >> 7) as u8 & 3
+    }
+
     /// DomainID.
     pub const fn domain(&self) -> u16 {
         self.0[1] as u16
@@ -105,7 +115,10 @@ mod tests {
                     0000:00:05.0 0000000000000000 1000000101234017 0000000000000005 6000000101235603 iommu0\n";
         let entry = Dte::parse(text).unwrap();
         assert!(entry.valid() && entry.translation_valid() && !entry.guest());
-        assert_eq!(entry.mode(), 3);
+        assert_eq!((entry.mode(), entry.had()), (3, 0));
+        let guest = Dte([0xc0_0000_0000_0183, 0, 0, 0]);
+        assert!(guest.guest() && guest.guest_io());
+        assert_eq!((guest.mode(), guest.had()), (0, 3));
         assert_eq!(entry.domain(), 5);
         assert!(entry.interrupts_valid());
         assert_eq!(entry.int_tab_len(), 11);

@@ -3,14 +3,13 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use amdvi_guest::endpoint::dma::{LIMIT, channel, op, status};
-use amdvi_guest::endpoint::{
-    BAR0_SIZE, DEVICE_ID, DMA_BUFFER_SIZE, ID_VALUE, VENDOR_ID, outcome, reg,
-};
+use amdvi_guest::endpoint::dma::op;
+use amdvi_guest::endpoint::{BAR0_SIZE, DEVICE_ID, DMA_BUFFER_SIZE, VENDOR_ID, outcome, reg};
 use amdvi_lab_guest::plan::Target;
 use amdvi_lab_init::{PciId, pci};
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::registers::{Operation, Registers};
 use crate::vfio::{Device, Shared};
 
 const BAR0: u32 = 0;
@@ -22,6 +21,7 @@ const LOOK: Duration = Duration::from_millis(1);
 /// An endpoint that is owned through vfio-pci.
 pub(crate) struct Endpoint {
     device: Shared,
+    registers: Registers,
 }
 
 /// How a transfer ended.
@@ -48,33 +48,42 @@ pub(crate) fn functions() -> Vec<String> {
     })
 }
 
+/// The address of a test endpoint.
+pub(crate) fn function(target: Target) -> Result<String> {
+    let functions = functions();
+    functions.get(target.endpoint).cloned().with_context(|| {
+        format!(
+            "there are {} test endpoints ({VENDOR_ID:04x}:{DEVICE_ID:04x}), and number {} is \
+             asked for",
+            functions.len(),
+            target.endpoint
+        )
+    })
+}
+
+/// Gives a function to a driver, unless it has that already.
+pub(crate) fn bind(function: &str, driver: &str) -> Result<()> {
+    let link = format!("/sys/bus/pci/devices/{function}/driver");
+    if std::fs::read_link(link).is_ok_and(|bound| bound.ends_with(driver)) {
+        return Ok(());
+    }
+    pci::bind(function, driver).with_context(|| format!("bind to {driver}"))
+}
+
 impl Endpoint {
     /// Binds the endpoint to vfio-pci and takes it.
     pub(crate) fn open(target: Target) -> Result<Self> {
-        let functions = functions();
-        let function = functions.get(target.endpoint).with_context(|| {
-            format!(
-                "there are {} test endpoints ({VENDOR_ID:04x}:{DEVICE_ID:04x}), and number {} is \
-                 asked for",
-                functions.len(),
-                target.endpoint
-            )
-        })?;
-        let driver = format!("/sys/bus/pci/devices/{function}/driver");
-        let bound = std::fs::read_link(driver).is_ok_and(|driver| driver.ends_with("vfio-pci"));
-        if !bound {
-            pci::bind(function).context("bind to vfio-pci")?;
-        }
-        let device = Device::open(function, target.backend)?.share();
+        let function = function(target)?;
+        bind(&function, pci::VFIO)?;
+        let device = Device::open(&function, target.backend)?.share();
         ensure!(
             device.region_size(BAR0) == u64::from(BAR0_SIZE),
             "BAR 0 has {} bytes",
             device.region_size(BAR0)
         );
-        let endpoint = Self { device };
-        let id = endpoint.get(reg::ID)?;
-        ensure!(id == ID_VALUE, "the ID register reads {id:#x}");
-        Ok(endpoint)
+        let registers = Registers::Vfio(device.clone());
+        registers.identify()?;
+        Ok(Self { device, registers })
     }
 
     pub(crate) fn device(&self) -> &Shared {
@@ -86,24 +95,20 @@ impl Endpoint {
     }
 
     pub(crate) fn get(&self, register: u64) -> Result<u32> {
-        let mut word = [0; 4];
-        self.device.read(BAR0, register, &mut word)?;
-        Ok(u32::from_le_bytes(word))
+        self.registers.get(register)
     }
 
     pub(crate) fn set(&self, register: u64, value: u32) -> Result<()> {
-        self.device.write(BAR0, register, &value.to_le_bytes())
+        self.registers.set(register, value)
     }
 
     /// A 64-bit counter that does not move meanwhile.
     pub(crate) fn get64(&self, register: u64) -> Result<u64> {
-        let low = self.get(register)?;
-        Ok(u64::from(self.get(register + 4)?) << 32 | u64::from(low))
+        self.registers.get64(register)
     }
 
     fn set64(&self, register: u64, value: u64) -> Result<()> {
-        self.set(register, value as u32)?;
-        self.set(register + 4, (value >> 32) as u32)
+        self.registers.set64(register, value)
     }
 
     /// Sends `count` MSI-X vectors from `first` on.
@@ -153,32 +158,14 @@ impl Endpoint {
     /// Lets the first DMA channel write the pattern of `seed`, see [`amdvi_guest::endpoint::dma`].
     /// How far it came: the bytes, and the IOVA that was aborted if it did not come to the end.
     pub(crate) fn dma_fill(&self, iova: u64, length: u64, seed: u64) -> Result<(u64, Option<u64>)> {
-        ensure!(
-            length > 0 && length <= u64::from(LIMIT),
-            "a DMA channel fills {LIMIT:#x} bytes at a time, not {length:#x}"
-        );
-        let at = |register| reg::DMA_CHANNEL_0 + register;
-        self.set64(at(channel::TARGET), iova)?;
-        self.set(at(channel::LENGTH), length as u32)?;
-        self.set64(at(channel::OPERAND), seed)?;
-        self.set(at(channel::INTERRUPT), 0)?;
-        self.set(at(channel::PASID), 0)?;
-        self.set(at(channel::OPERATION), op::FILL)?;
-        let until = Instant::now() + DMA;
-        loop {
-            match self.get(at(channel::STATUS))? {
-                status::DONE => return Ok((self.get64(at(channel::DONE))?, None)),
-                status::ABORTED => {
-                    let fault = self.get64(at(channel::FAULT_IOVA))?;
-                    return Ok((self.get64(at(channel::DONE))?, Some(fault)));
-                }
-                status::RUNNING if Instant::now() < until => std::thread::sleep(LOOK),
-                status => bail!(
-                    "a fill of {length:#x} bytes at {iova:#x} has status {status} after {} bytes",
-                    self.get64(at(channel::DONE))?
-                ),
-            }
-        }
+        let ended = self.registers.run(&Operation {
+            code: op::FILL,
+            target: iova,
+            length,
+            operand: seed,
+            ..Operation::default()
+        })?;
+        Ok((ended.bytes, ended.aborted.map(|(fault, _)| fault)))
     }
 
     /// Lets the endpoint write to memory.

@@ -18,6 +18,9 @@ pub const WRITE_NOT_PRESENT: u16 = 0x20;
 /// `flags` of a read of what is not mapped.
 pub const READ_NOT_PRESENT: u16 = 0;
 
+/// What is in `flags` besides when guest tables were used: GN and US.
+pub const BY_GUEST_TABLES: u16 = 5;
+
 impl PageFault {
     /// Reads `<who>: AMD-Vi: Event logged [IO_PAGE_FAULT domain=… address=… flags=…]`.
     pub fn parse(line: &str) -> Option<Self> {

@@ -10,6 +10,7 @@ pub mod debugfs;
 pub mod events;
 pub mod interrupts;
 pub mod pattern;
+pub mod perf_format;
 pub mod plan;
 mod report;
 

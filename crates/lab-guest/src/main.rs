@@ -6,6 +6,8 @@ mod context;
 mod endpoint;
 mod kexec;
 mod memory;
+mod perf;
+mod registers;
 mod runner;
 mod sys;
 mod vfio;

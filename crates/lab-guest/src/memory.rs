@@ -12,6 +12,9 @@ const HUGE: [(u64, &str, MFdFlags); 2] = [
     (2 << 20, "hugepages-2048kB", MFdFlags::MFD_HUGE_2MB),
 ];
 const SMALL: u64 = 4096;
+/// Where kernels without such pools are told to take pages of 2 MiB for memory of this kind.
+const TRANSPARENT: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+const TRANSPARENT_PAGE: u64 = 2 << 20;
 
 /// Memory of this process that is mapped nowhere else.
 pub(crate) struct Memory {
@@ -32,8 +35,41 @@ impl Memory {
                 return Ok(memory);
             }
         }
+        if bytes >= TRANSPARENT_PAGE / 2
+            && let Ok(memory) = Self::transparent(bytes.next_multiple_of(TRANSPARENT_PAGE))
+        {
+            return Ok(memory);
+        }
         let file = memfd_create("dma", MFdFlags::empty()).context("memfd_create")?;
         Self::of(File::from(file), bytes.next_multiple_of(SMALL), SMALL)
+    }
+
+    /// Memory of which the kernel says that every page is a large one.
+    fn transparent(bytes: u64) -> Result<Self> {
+        let before = fs::read_to_string(TRANSPARENT)?;
+        let chosen = before
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix('[')?.strip_suffix(']'))
+            .with_context(|| format!("{TRANSPARENT} has no choice"))?;
+        fs::write(TRANSPARENT, "force")?;
+        let memory = memfd_create("dma", MFdFlags::empty())
+            .map_err(Into::into)
+            .and_then(|file| Self::of(File::from(file), bytes, TRANSPARENT_PAGE))
+            .and_then(|memory| {
+                for offset in (0..bytes).step_by(TRANSPARENT_PAGE as usize) {
+                    memory.write(offset, &[0])?;
+                }
+                Ok(memory)
+            });
+        fs::write(TRANSPARENT, chosen)?;
+        let memory = memory?;
+        let smaps = fs::read_to_string("/proc/self/smaps")?;
+        let large = large_kib(&smaps, memory.region.as_ptr() as u64);
+        ensure!(
+            large == Some(bytes >> 10),
+            "of {bytes:#x} bytes {large:?} KiB are in large pages"
+        );
+        Ok(memory)
     }
 
     fn huge(page: u64, folder: &str, flag: MFdFlags, count: u64) -> Result<Self> {
@@ -96,6 +132,18 @@ impl Memory {
     }
 }
 
+/// KiB of the mapping at this address that are in large pages, by `/proc/self/smaps`.
+fn large_kib(smaps: &str, address: u64) -> Option<u64> {
+    let begin = format!("{address:x}-");
+    let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&begin));
+    lines.next()?;
+    let value = lines
+        // Up to the next mapping, whose line begins with its address.
+        .take_while(|line| line.starts_with(|first: char| first.is_ascii_uppercase()))
+        .find_map(|line| line.strip_prefix("ShmemPmdMapped:"))?;
+    value.trim().strip_suffix(" kB")?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,5 +158,15 @@ mod tests {
         assert_eq!(seen, [1, 2, 3, 0]);
         assert!(memory.read(3 * SMALL - 3, &mut seen).is_err());
         assert!(memory.write(u64::MAX, &seen).is_err());
+    }
+    #[test]
+    fn large_pages_are_those_of_the_mapping_at_the_address() {
+        let smaps = "7f0000000000-7f0000200000 rw-s 00000000 00:01 7 /memfd:dma (deleted)\n\
+                     Size:               2048 kB\nShmemPmdMapped:      2048 kB\n\
+                     VmFlags: rd wr sh\n7f1000000000-7f1000001000 rw-p 00000000 00:00 0\n\
+                     Size:                  4 kB\n";
+        assert_eq!(large_kib(smaps, 0x7f00_0000_0000), Some(2048));
+        assert_eq!(large_kib(smaps, 0x7f10_0000_0000), None);
+        assert_eq!(large_kib(smaps, 0x7f20_0000_0000), None);
     }
 }

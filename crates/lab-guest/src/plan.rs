@@ -1,6 +1,7 @@
 //! What the guest is to do.
 
 mod endpoint;
+mod features;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use endpoint::{
     Affinity, Backend, Events, Limit, Msix, Pin, Provoke, Request, Target, UnmapFault, VfioDma,
 };
+pub use features::{Count, Counted, Counters, Dirty, Sva, Work};
 
 /// Where the plan is in the initramfs.
 pub const PLAN: &str = "/plan.json";
@@ -147,6 +149,12 @@ pub enum Check {
     Events(Events),
     /// Processors that leave and come back.
     CpuHotplug(CpuHotplug),
+    /// DMA with this process's own addresses: shared virtual addressing.
+    Sva(Sva),
+    /// Pages that the test endpoint has written, by the dirty bits of host tables.
+    Dirty(Dirty),
+    /// Performance counters of the IOMMU count what the test endpoint does.
+    Counters(Counters),
 }
 
 impl Check {
@@ -173,6 +181,9 @@ impl Check {
             Self::Affinity(_) => "affinity",
             Self::Events(_) => "events",
             Self::CpuHotplug(_) => "cpu-hotplug",
+            Self::Sva(_) => "sva",
+            Self::Dirty(_) => "dirty",
+            Self::Counters(_) => "counters",
         }
     }
 }
@@ -281,6 +292,8 @@ pub struct DeviceEntry {
     pub mode: Option<u8>,
     /// GV: there is a guest table.
     pub guest: Option<bool>,
+    /// GIoV: it translates requests without PASID, too.
+    pub guest_io: Option<bool>,
     /// Entries of the interrupt table that are valid, at least.
     pub irtes: Option<usize>,
 }
@@ -469,6 +482,9 @@ mod tests {
             Check::UnmapFault(UnmapFault::default()),
             Check::CpuHotplug(CpuHotplug::default()),
             Check::VfioDma(VfioDma::default()),
+            Check::Sva(Sva::default()),
+            Check::Dirty(Dirty::default()),
+            Check::Counters(Counters::default()),
         ] {
             let json = serde_json::to_value(Step::from(check.clone())).unwrap();
             assert_eq!(json["name"], check.name());

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::{Bound, PciId};
 
 const DEVICES: &str = "/sys/bus/pci/devices";
+/// The driver that hands functions to programs.
+pub const VFIO: &str = "vfio-pci";
 
 /// Binds the first function with these IDs to vfio-pci.
 pub fn bind_to_vfio(id: PciId) -> Bound {
@@ -19,7 +21,7 @@ pub fn bind_to_vfio(id: PciId) -> Bound {
             )),
         };
     };
-    let error = bind(&function).err().map(|error| error.to_string());
+    let error = bind(&function, VFIO).err().map(|error| error.to_string());
     Bound { function, error }
 }
 
@@ -44,28 +46,52 @@ pub fn find(id: PciId) -> Vec<String> {
     functions
 }
 
-/// Takes the function away from its driver and gives it to vfio-pci.
+/// The DeviceID of a function by its address, such as 28h of `0000:00:05.0`.
+pub fn device_id(function: &str) -> Option<u16> {
+    let (_, rest) = function.split_once(':')?;
+    let (bus, rest) = rest.split_once(':')?;
+    let (device, function) = rest.split_once('.')?;
+    let number = |text| u16::from_str_radix(text, 16).ok();
+    let (bus, device, function) = (number(bus)?, number(device)?, number(function)?);
+    (bus < 0x100 && device < 0x20 && function < 8).then_some(bus << 8 | device << 3 | function)
+}
+
+/// Takes the function away from its driver and gives it to another.
 ///
 /// # Errors
 /// The sysfs file that refused, or which driver took the function instead.
-pub fn bind(function: &str) -> io::Result<()> {
+pub fn bind(function: &str, driver: &str) -> io::Result<()> {
     let folder = PathBuf::from(DEVICES).join(function);
     let put = |path: PathBuf, what: &str| {
         fs::write(&path, what)
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     };
-    put(folder.join("driver_override"), "vfio-pci")?;
+    put(folder.join("driver_override"), driver)?;
     if folder.join("driver").exists() {
         put(folder.join("driver/unbind"), function)?;
     }
     put("/sys/bus/pci/drivers_probe".into(), function)?;
-    let driver = fs::read_link(folder.join("driver"))
+    let bound = fs::read_link(folder.join("driver"))
         .map_err(|error| io::Error::other(format!("no driver took the function: {error}")))?;
-    if driver.ends_with("vfio-pci") {
+    if bound.ends_with(driver) {
         return Ok(());
     }
     Err(io::Error::other(format!(
         "bound to {} instead",
-        driver.display()
+        bound.display()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_id_is_bus_device_and_function() {
+        assert_eq!(device_id("0000:00:05.0"), Some(0x28));
+        assert_eq!(device_id("0001:80:1f.7"), Some(0x80ff));
+        for bad in ["0000:00:20.0", "00:05.0", "0000:00:05", "0000:00:05.8"] {
+            assert_eq!(device_id(bad), None, "{bad}");
+        }
+    }
 }

@@ -32,6 +32,8 @@ pub(super) struct Job {
     pub(super) args: Vec<String>,
     /// Files: name and where they are here.
     pub(super) files: Vec<(&'static str, PathBuf)>,
+    /// What the CPU must have besides the usual, by its names in /proc/cpuinfo.
+    pub(super) cpu: &'static [&'static str],
     /// How long all of it may take.
     pub(super) limits: Limits,
 }
@@ -116,7 +118,13 @@ impl Runner {
         fs::create_dir_all(folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
         match self {
-            Self::Host { refvmm } => direct(refvmm, job, folder, watch),
+            Self::Host { refvmm } => {
+                let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+                if let Some(feature) = job.lacks(&cpuinfo) {
+                    bail!("this machine's CPU lacks {feature}, which the guest needs");
+                }
+                direct(refvmm, job, folder, watch)
+            }
             Self::Nested(nested) => nested.run(job, folder, watch),
         }
     }
@@ -133,7 +141,9 @@ impl Runner {
             }
             Self::Nested(nested) => {
                 let initrd = nested.initrd(job, Output::Terminal, folder)?;
-                let mut command = nested.emulator(job, &initrd, "quiet").command("/init");
+                let cpu = job.cpu_features();
+                let emulator = nested.emulator(job, &initrd, "quiet", &cpu);
+                let mut command = emulator.command("/init");
                 // Ctrl-A X ends it; other keys, Ctrl-C among them, are the guest's.
                 command.args(["-chardev", "stdio,id=tty,mux=on,signal=off"]);
                 command.args(["-serial", "chardev:tty", "-mon", "chardev=tty"]);
@@ -158,6 +168,20 @@ impl Job {
         }
     }
 
+    /// QEMU's way to say what the CPU has besides.
+    fn cpu_features(&self) -> String {
+        self.cpu
+            .iter()
+            .map(|feature| format!(",+{feature}"))
+            .collect()
+    }
+
+    /// What this machine's CPU lacks of it.
+    fn lacks(&self, cpuinfo: &str) -> Option<&'static str> {
+        let has = |feature: &&str| flags(cpuinfo).any(|flag| flag == *feature);
+        self.cpu.iter().find(|feature| !has(feature)).copied()
+    }
+
     /// The arguments, with paths for the names of files.
     fn args_with(&self, path: impl Fn(&str, &str) -> String) -> Vec<String> {
         let replace = |arg: &String| {
@@ -171,7 +195,13 @@ impl Job {
 }
 
 impl Nested {
-    fn emulator<'a>(&'a self, job: &Job, files: &'a Files, cmdline: &'a str) -> Emulator<'a> {
+    fn emulator<'a>(
+        &'a self,
+        job: &Job,
+        files: &'a Files,
+        cmdline: &'a str,
+        cpu: &'a str,
+    ) -> Emulator<'a> {
         Emulator {
             qemu: &self.qemu,
             kernel: &files.kernel,
@@ -180,7 +210,7 @@ impl Nested {
             cpus: CPUS,
             memory: MEMORY,
             devices: &[],
-            cpu: "",
+            cpu,
             limits: job.limits,
         }
     }
@@ -228,7 +258,8 @@ impl Nested {
     fn run(&self, job: &Job, folder: &Path, watch: &mut Watch<'_>) -> Result<Ran> {
         let files = self.initrd(job, Output::Console, folder)?;
         let mut remarks = Vec::new();
-        let emulator = self.emulator(job, &files, "");
+        let cpu = job.cpu_features();
+        let emulator = self.emulator(job, &files, "", &cpu);
         let console = emulator.run(&folder.join("console"), &mut remarks, watch);
         // It is large, and of no interest any more.
         let _ = fs::remove_file(&files.initrd);
@@ -308,15 +339,16 @@ fn host_runs_linux() -> Result<(), String> {
 
 /// Without it KVM is a software one, which runs its own kind of guests only.
 fn has_virtualization(cpuinfo: &str) -> bool {
+    flags(cpuinfo).any(|flag| flag == "svm" || flag == "vmx")
+}
+
+/// The features of the CPUs.
+fn flags(cpuinfo: &str) -> impl Iterator<Item = &str> {
     cpuinfo
         .lines()
         .filter_map(|line| line.split_once(':'))
         .filter(|(name, _)| name.trim() == "flags")
-        .any(|(_, flags)| {
-            flags
-                .split_whitespace()
-                .any(|flag| flag == "svm" || flag == "vmx")
-        })
+        .flat_map(|(_, flags)| flags.split_whitespace())
 }
 
 /// Limits for a guest that takes about this long on an idle machine.
@@ -346,8 +378,12 @@ mod tests {
         let job = Job {
             args: vec!["--disk".to_owned(), "path={disk},queues=2".to_owned()],
             files: vec![("disk", PathBuf::from("/here/disk.img"))],
+            cpu: &["la57", "svm"],
             limits: limits(20),
         };
+        assert_eq!(job.cpu_features(), ",+la57,+svm");
+        assert_eq!(job.lacks("flags : fpu svm\n"), Some("la57"));
+        assert_eq!(job.lacks("flags : la57 fpu svm\n"), None);
         assert_eq!(
             job.args_with(|name, _| format!("/job/{name}"))[1],
             "path=/job/disk,queues=2"

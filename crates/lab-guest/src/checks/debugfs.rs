@@ -64,6 +64,11 @@ fn judge(want: &DeviceEntry, seen: &mut Vec<String>, wrong: &mut Vec<String>) ->
     );
     compare("Mode", u64::from(entry.mode()), want.mode.map(u64::from));
     compare("GV", u64::from(entry.guest()), want.guest.map(u64::from));
+    compare(
+        "GIoV",
+        u64::from(entry.guest_io()),
+        want.guest_io.map(u64::from),
+    );
     if let Some(least) = want.irtes {
         let valid = irtes(&text(format!("{FOLDER}/irqtbl"))?).len();
         seen.push(format!("{valid} IRTEs"));

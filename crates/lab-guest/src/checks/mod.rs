@@ -2,8 +2,10 @@
 
 mod affinity;
 mod console;
+mod counters;
 mod cpus;
 mod debugfs;
+mod dirty;
 mod disk;
 mod dma;
 mod events;
@@ -17,6 +19,7 @@ mod msix;
 mod net;
 mod pins;
 mod rng;
+mod sva;
 
 use std::sync::Arc;
 
@@ -48,5 +51,8 @@ pub(crate) fn run(check: &Check, context: &Arc<Context>) -> Result<String> {
         Check::Affinity(want) => affinity::check(want),
         Check::Events(want) => events::check(want, context),
         Check::CpuHotplug(want) => cpus::check_hotplug(want),
+        Check::Sva(want) => sva::check(want),
+        Check::Dirty(want) => dirty::check(want),
+        Check::Counters(want) => counters::check(want, context),
     }
 }

@@ -107,6 +107,8 @@ pub struct UnmapFault {
     /// Where to map and unmap; each is one write and one read that fault. Linux prints no more
     /// than ten faults of a function in five seconds.
     pub iovas: Vec<u64>,
+    /// The kernel maps by guest tables: events name PASID 0 instead of a domain.
+    pub guest: bool,
 }
 
 impl Default for UnmapFault {
@@ -114,6 +116,7 @@ impl Default for UnmapFault {
         Self {
             target: Target::default(),
             iovas: vec![0x10_0000, 1 << 32],
+            guest: false,
         }
     }
 }

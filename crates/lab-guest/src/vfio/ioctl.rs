@@ -7,7 +7,8 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use iommufd_bindings::iommufd::{
-    iommu_ioas_alloc, iommu_ioas_iova_ranges, iommu_ioas_map, iommu_ioas_unmap, iommu_iova_range,
+    iommu_hwpt_alloc, iommu_hwpt_get_dirty_bitmap, iommu_hwpt_set_dirty_tracking, iommu_ioas_alloc,
+    iommu_ioas_iova_ranges, iommu_ioas_map, iommu_ioas_unmap, iommu_iova_range,
 };
 use nix::Result;
 use vfio_bindings::bindings::vfio::{
@@ -55,6 +56,9 @@ mod raw {
     nix::ioctl_readwrite_bad!(ioas_ranges, number(132), iommu_ioas_iova_ranges);
     nix::ioctl_readwrite_bad!(ioas_map, number(133), iommu_ioas_map);
     nix::ioctl_readwrite_bad!(ioas_unmap, number(134), iommu_ioas_unmap);
+    nix::ioctl_readwrite_bad!(hwpt_alloc, number(137), iommu_hwpt_alloc);
+    nix::ioctl_write_ptr_bad!(dirty_tracking, number(139), iommu_hwpt_set_dirty_tracking);
+    nix::ioctl_readwrite_bad!(dirty_bitmap, number(140), iommu_hwpt_get_dirty_bitmap);
 }
 
 /// The size of a structure, as most of them begin with.
@@ -196,20 +200,23 @@ pub(super) fn unmap(container: &File, iova: u64, size: u64) -> Result<u64> {
     Ok(unmap.size)
 }
 
-pub(super) fn bind_iommufd(device: &File, iommufd: &File) -> Result<()> {
+/// Binds a device to iommufd; its ID there.
+pub(super) fn bind_iommufd(device: &File, iommufd: &File) -> Result<u32> {
     let mut bind = vfio_device_bind_iommufd {
         argsz: size_of::<vfio_device_bind_iommufd>(),
         iommufd: iommufd.as_raw_fd(),
         ..Default::default()
     };
     // SAFETY: the structure has the size that it says; without flags its pointer is not used.
-    unsafe { raw::bind_iommufd(device.as_raw_fd(), &mut bind) }.map(drop)
+    unsafe { raw::bind_iommufd(device.as_raw_fd(), &mut bind) }?;
+    Ok(bind.out_devid)
 }
 
-pub(super) fn attach(device: &File, ioas: u32) -> Result<()> {
+/// Attaches a device to an I/O address space, or to a page table of one.
+pub(super) fn attach(device: &File, pt_id: u32) -> Result<()> {
     let mut attach = vfio_device_attach_iommufd_pt {
         argsz: size_of::<vfio_device_attach_iommufd_pt>(),
-        pt_id: ioas,
+        pt_id,
         ..Default::default()
     };
     // SAFETY: the structure has the size that it says.
@@ -279,4 +286,63 @@ pub(super) fn ioas_unmap(iommufd: &File, ioas: u32, iova: u64, length: u64) -> R
     // SAFETY: the structure has the size that it says.
     unsafe { raw::ioas_unmap(iommufd.as_raw_fd(), &mut unmap) }?;
     Ok(unmap.length)
+}
+
+/// Makes a page table for a device, which follows the mappings of an I/O address space and keeps
+/// dirty bits; its ID.
+pub(super) fn hwpt_alloc_dirty(iommufd: &File, device: u32, ioas: u32) -> Result<u32> {
+    use iommufd_bindings::iommufd as flags;
+    let mut alloc = iommu_hwpt_alloc {
+        size: size_of::<iommu_hwpt_alloc>(),
+        flags: flags::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
+        dev_id: device,
+        pt_id: ioas,
+        ..Default::default()
+    };
+    // SAFETY: the structure has the size that it says; with a data length of 0 its pointer is not
+    // used.
+    unsafe { raw::hwpt_alloc(iommufd.as_raw_fd(), &mut alloc) }?;
+    Ok(alloc.out_hwpt_id)
+}
+
+pub(super) fn set_dirty_tracking(iommufd: &File, hwpt: u32, on: bool) -> Result<()> {
+    use iommufd_bindings::iommufd::iommufd_hwpt_set_dirty_tracking_flags_IOMMU_HWPT_DIRTY_TRACKING_ENABLE as ENABLE;
+    let set = iommu_hwpt_set_dirty_tracking {
+        size: size_of::<iommu_hwpt_set_dirty_tracking>(),
+        flags: if on { ENABLE } else { 0 },
+        hwpt_id: hwpt,
+        __reserved: 0,
+    };
+    // SAFETY: the structure has the size that it says, and is only read.
+    unsafe { raw::dirty_tracking(iommufd.as_raw_fd(), &set) }.map(drop)
+}
+
+/// The dirty pages of a range: bit n is that of page n, 64 in a word. Unless they are to be kept,
+/// none is dirty after this.
+pub(super) fn dirty_bitmap(
+    iommufd: &File,
+    hwpt: u32,
+    (iova, length): (u64, u64),
+    page_size: u64,
+    keep: bool,
+) -> Result<Vec<u64>> {
+    use iommufd_bindings::iommufd::iommufd_hwpt_get_dirty_bitmap_flags_IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR as NO_CLEAR;
+    // The kernel sets a bit for each page of the range that it is asked for.
+    let pages = length.checked_div(page_size).ok_or(nix::Error::EINVAL)?;
+    let words = usize::try_from(pages.div_ceil(64)).map_err(|_| nix::Error::EINVAL)?;
+    let mut bitmap = vec![0u64; words];
+    let mut get = iommu_hwpt_get_dirty_bitmap {
+        size: size_of::<iommu_hwpt_get_dirty_bitmap>(),
+        hwpt_id: hwpt,
+        flags: if keep { NO_CLEAR } else { 0 },
+        iova,
+        length,
+        page_size,
+        data: bitmap.as_mut_ptr() as u64,
+        __reserved: 0,
+    };
+    // SAFETY: the structure has the size that it says, and points to an array with a bit for each
+    // page of the range, which lives until after the call.
+    unsafe { raw::dirty_bitmap(iommufd.as_raw_fd(), &mut get) }?;
+    Ok(bitmap)
 }

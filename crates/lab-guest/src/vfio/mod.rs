@@ -1,6 +1,7 @@
 //! A PCI function under vfio-pci, and its IOMMU: through the IOMMU group and a container, or
 //! through the function's own device file and iommufd.
 
+mod dirty;
 mod ioctl;
 mod irqs;
 
@@ -20,6 +21,7 @@ use vfio_bindings::bindings::vfio::{
 
 use crate::memory::Memory;
 
+pub(crate) use dirty::Tracked;
 pub(crate) use irqs::{Received, Refused};
 
 const CONTAINER: &str = "/dev/vfio/vfio";
@@ -53,13 +55,12 @@ impl Irq {
 
 enum Iommu {
     /// The group must stay open as long as the container is used.
-    Container {
-        container: File,
-        _group: File,
-    },
+    Container { container: File, _group: File },
     Ioas {
         iommufd: File,
         ioas: u32,
+        /// The function's ID in iommufd.
+        device: u32,
     },
 }
 
@@ -166,7 +167,7 @@ impl Device {
             Iommu::Container { container, .. } => {
                 ioctl::map(container, iova, region, offset, size).context("VFIO_IOMMU_MAP_DMA")
             }
-            Iommu::Ioas { iommufd, ioas } => {
+            Iommu::Ioas { iommufd, ioas, .. } => {
                 ioctl::ioas_map(iommufd, *ioas, iova, region, offset, size)
                     .context("IOMMU_IOAS_MAP")
             }
@@ -180,7 +181,7 @@ impl Device {
             Iommu::Container { container, .. } => {
                 ioctl::unmap(container, iova, size).context("VFIO_IOMMU_UNMAP_DMA")
             }
-            Iommu::Ioas { iommufd, ioas } => {
+            Iommu::Ioas { iommufd, ioas, .. } => {
                 ioctl::ioas_unmap(iommufd, *ioas, iova, size).context("IOMMU_IOAS_UNMAP")
             }
         }
@@ -199,7 +200,7 @@ impl Device {
                 let info = ioctl::container_info(container).context("VFIO_IOMMU_GET_INFO")?;
                 ranges_in(&info[..]).context("VFIO_IOMMU_GET_INFO has no IOVA ranges")
             }
-            Iommu::Ioas { iommufd, ioas } => {
+            Iommu::Ioas { iommufd, ioas, .. } => {
                 ioctl::ioas_ranges(iommufd, *ioas).context("IOMMU_IOAS_IOVA_RANGES")
             }
         }
@@ -245,10 +246,15 @@ fn by_cdev(function: &str) -> Result<(File, Iommu)> {
     let path = cdev(function)?;
     let iommufd = open(IOMMUFD)?;
     let device = retry_busy(|| open(&path))?;
-    ioctl::bind_iommufd(&device, &iommufd).context("VFIO_DEVICE_BIND_IOMMUFD")?;
+    let id = ioctl::bind_iommufd(&device, &iommufd).context("VFIO_DEVICE_BIND_IOMMUFD")?;
     let ioas = ioctl::ioas_alloc(&iommufd).context("IOMMU_IOAS_ALLOC")?;
     ioctl::attach(&device, ioas).context("VFIO_DEVICE_ATTACH_IOMMUFD_PT")?;
-    Ok((device, Iommu::Ioas { iommufd, ioas }))
+    let iommu = Iommu::Ioas {
+        iommufd,
+        ioas,
+        device: id,
+    };
+    Ok((device, iommu))
 }
 
 /// The function's device file.

@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use amdvi_device::Iommu;
 use amdvi_irt::Delivery;
+use amdvi_regs::dte::Dte;
 use amdvi_regs::{DeviceId, Segment};
 use vm_memory::GuestMemoryMmap;
 
@@ -48,7 +49,7 @@ pub use config::{
     BuildError, Config, DeviceError, ENDPOINT_PROPERTIES, EndpointConfig, FixedBuilder,
     FixedDevice, FunctionBuilder, FunctionConfig, IommuConfig, RootBridge,
 };
-pub use endpoint::EndpointCounts;
+pub use endpoint::{EndpointCounts, TlbCounts};
 pub use ivrs::{Alias, IvrsVariant, PROPERTIES as IVRS_PROPERTIES, Southbridge};
 pub use properties::PropertyError;
 pub use slot::{Line, Lines, Slot};
@@ -325,6 +326,12 @@ impl Board {
     /// What each test endpoint has counted.
     pub fn endpoint_counts(&self) -> Vec<EndpointCounts> {
         self.endpoints.iter().map(|e| e.counts()).collect()
+    }
+
+    /// The Device Table Entries of the test endpoints, as they are in memory now.
+    pub fn endpoint_entries(&self) -> Vec<Option<Dte>> {
+        let endpoints = self.endpoints.iter();
+        endpoints.map(|e| e.device_table_entry()).collect()
     }
 
     /// The IOMMUs, in the order of [`Config::iommus`], for a look at their state.

@@ -25,7 +25,7 @@ use crate::kvm::{self, Crew, End, Ending, KvmError, Vm, cpu};
 use crate::ram::Ram;
 use crate::run::vm::{Problems, VmInjector};
 use console::Terminal;
-use report::Controls;
+use report::Samples;
 
 pub use cpuid::Choice;
 pub use image::{Files, LoadError};
@@ -238,13 +238,13 @@ impl Guest {
             memory.as_ref().clone(),
             Arc::clone(&end),
         )?;
-        let mut controls = Controls::default();
+        let mut samples = Samples::default();
         let ending = loop {
             let left = self
                 .timeout
                 .map(|limit| limit.saturating_sub(began.elapsed()));
             let ending = end.wait(Some(left.map_or(SAMPLE, |left| left.min(SAMPLE))));
-            controls.sample(&board);
+            samples.take(&board);
             if ending.is_some() || left == Some(Duration::ZERO) {
                 break ending;
             }
@@ -269,7 +269,7 @@ impl Guest {
                 places.join("; ")
             ))),
         };
-        Ok((ended, Devices::look(&board, &controls)))
+        Ok((ended, Devices::look(&board, &samples)))
     }
 
     fn set_up_cpus(&self, vm: &Vm, entry: image::Entry) -> Result<(), KvmError> {

@@ -53,35 +53,66 @@ pub struct Devices {
     /// The IOMMUs, in the order of `--device`.
     pub iommus: Vec<IommuState>,
     /// The test endpoints, in the order of `--endpoint`.
-    pub endpoints: Vec<EndpointCounts>,
+    pub endpoints: Vec<EndpointState>,
+}
+
+/// One test endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EndpointState {
+    /// What it has counted.
+    #[serde(flatten)]
+    pub counts: EndpointCounts,
+    /// The first words of its Device Table Entry, hexadecimal and without the addresses of tables:
+    /// what the IOMMU was seen to be told of it in the course of time, each once.
+    pub dtes: Vec<String>,
 }
 
 fn hex(value: u64) -> String {
     format!("{value:#x}")
 }
 
-/// The CONTROL registers of a board's IOMMUs, as they were when each was enabled.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Controls(Vec<u64>);
+/// DTE\[63:0\] without the addresses of the host's table and of the GCR3 table.
+const DTE_FLAGS: u64 = !0x1c0f_ffff_ffff_f000;
+/// More different entries of an endpoint than this are not kept.
+const MOST_DTES: usize = 32;
 
-impl Controls {
-    /// Looks at them.
-    pub(super) fn sample(&mut self, board: &Board) {
+/// What a guest that ends well takes away again, looked at in the course of time.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Samples {
+    /// CONTROL of each IOMMU, as it was when it was last seen enabled.
+    controls: Vec<u64>,
+    /// Of each test endpoint.
+    dtes: Vec<Vec<u64>>,
+}
+
+impl Samples {
+    /// Looks at it.
+    pub(super) fn take(&mut self, board: &Board) {
         let mut n = 0;
         board.with_iommus(|iommu| {
-            self.0.resize(self.0.len().max(n + 1), 0);
+            self.controls.resize(self.controls.len().max(n + 1), 0);
             let control = iommu.control();
             if control.iommu_en() {
-                self.0[n] = control.into_bits();
+                self.controls[n] = control.into_bits();
             }
             n += 1;
         });
+        let entries = board.endpoint_entries();
+        self.dtes.resize(entries.len(), Vec::new());
+        for (seen, entry) in self.dtes.iter_mut().zip(entries) {
+            let flags = entry.map(|entry| entry.q0.into_bits() & DTE_FLAGS);
+            if let Some(flags) = flags.filter(|flags| !seen.contains(flags))
+                && seen.len() < MOST_DTES
+            {
+                seen.push(flags);
+            }
+        }
     }
 }
 
 impl Devices {
     /// Looks at the board of a guest that has ended.
-    pub(super) fn look(board: &Board, controls: &Controls) -> Self {
+    pub(super) fn look(board: &Board, samples: &Samples) -> Self {
         let mut iommus = Vec::new();
         board.with_iommus(|iommu| {
             let read = |(name, at): (&'static str, u64)| {
@@ -89,7 +120,7 @@ impl Devices {
                 iommu.mmio_read(at, &mut data);
                 (name, hex(u64::from_le_bytes(data)))
             };
-            let enabled = controls.0.get(iommus.len()).copied().unwrap_or(0);
+            let enabled = samples.controls.get(iommus.len()).copied().unwrap_or(0);
             iommus.push(IommuState {
                 at: format!("{}:{}", iommu.segment(), iommu.device_id()),
                 mmio_base: hex(iommu.mmio_base()),
@@ -98,9 +129,21 @@ impl Devices {
                 registers: REGISTERS.into_iter().map(read).collect(),
             });
         });
+        let counts = board.endpoint_counts().into_iter();
+        let state = |(n, counts)| EndpointState {
+            counts,
+            dtes: samples
+                .dtes
+                .get(n)
+                .into_iter()
+                .flatten()
+                .copied()
+                .map(hex)
+                .collect(),
+        };
         Self {
             iommus,
-            endpoints: board.endpoint_counts(),
+            endpoints: counts.enumerate().map(state).collect(),
         }
     }
 }
@@ -203,19 +246,19 @@ mod tests {
         let config = Config::scenario(machine.options.clone());
         let board = Board::new(&config, &memory, &[0], Arc::new(Nobody)).unwrap();
         let control = machine.options.mmio_base() + offset::CONTROL;
-        let mut controls = Controls::default();
+        let mut samples = Samples::default();
         // IommuEn, and CONTROL[17] (GAEn) while it is set.
         board.mmio_write(control, &0x2_0001u64.to_le_bytes());
-        controls.sample(&board);
+        samples.take(&board);
         board.mmio_write(control, &0x2_0000u64.to_le_bytes());
-        controls.sample(&board);
+        samples.take(&board);
         let outcome = Outcome {
             kernel: "/vmlinuz".into(),
             apic_ids: vec![0, 300],
             ended: Ended::TripleFault("CPU 0 …".into()),
             resets: 1,
             elapsed: Duration::from_millis(1500),
-            devices: Devices::look(&board, &controls),
+            devices: Devices::look(&board, &samples),
             problems: vec!["not delivered".into()],
         };
         let text = json(&[machine], &outcome);
@@ -229,6 +272,9 @@ mod tests {
         assert_eq!(at("/iommus/0/control_at_end"), "0x20000");
         assert_eq!(at("/iommus/0/command_head"), "0x0");
         assert_eq!(at("/endpoints/0/sent"), 0);
+        assert_eq!(at("/endpoints/0/tlb/page_requests"), 0);
+        // There is no device table; entry 0 of memory is all zeroes.
+        assert_eq!(at("/endpoints/0/dtes"), &serde_json::json!(["0x0"]));
         assert_eq!(at("/ended/how"), "triple-fault");
         assert_eq!((at("/passed"), at("/cpus")), (&false.into(), &2.into()));
         assert_eq!(at("/ram/placement").as_str(), Some("below-4-gib"));

@@ -87,6 +87,8 @@ pub(in crate::lab) struct Case {
     pub(in crate::lab) plan: Plan,
     /// What must hold of the reference VMM's own report.
     pub(in crate::lab) machine: Vec<Expect>,
+    /// What the CPU must have besides the usual, by its names in /proc/cpuinfo.
+    pub(in crate::lab) cpu: &'static [&'static str],
     /// How many kernels report.
     pub(in crate::lab) reports: usize,
     /// How long it takes on an idle machine, in seconds.
@@ -124,6 +126,7 @@ impl Case {
                 ..Plan::default()
             },
             machine: Vec::new(),
+            cpu: &[],
             reports: 1,
             seconds: 40,
         }
@@ -160,6 +163,12 @@ impl Case {
     /// Other test endpoints instead of the usual one.
     pub(super) fn endpoints(mut self, endpoints: &[&str]) -> Self {
         self.endpoints = owned(endpoints);
+        self
+    }
+
+    /// The CPU must have these features besides the usual.
+    pub(super) fn cpu(mut self, features: &'static [&'static str]) -> Self {
+        self.cpu = features;
         self
     }
 

@@ -19,6 +19,8 @@ pub(super) enum Is {
     Equal(Value),
     /// It is a number, and not 0.
     NotZero,
+    /// It is a list, and these bits of one of its numbers are so.
+    SomeBits { mask: u64, value: u64 },
 }
 
 /// These bits of a register are so.
@@ -45,6 +47,14 @@ pub(super) fn not_zero(pointer: &'static str) -> Expect {
     }
 }
 
+/// It is a list, and these bits of one of its numbers are so.
+pub(super) fn some_bits(pointer: &'static str, mask: u64, value: u64) -> Expect {
+    Expect {
+        pointer,
+        is: Is::SomeBits { mask, value },
+    }
+}
+
 impl Expect {
     /// What is there, and whether it is as it must be.
     pub(super) fn holds(&self, report: &Value) -> (bool, String) {
@@ -64,6 +74,13 @@ impl Expect {
                 (
                     number.is_some_and(|n| n != 0),
                     format!("{found}, must not be 0"),
+                )
+            }
+            Is::SomeBits { mask, value } => {
+                let numbers = found.as_array().into_iter().flatten().filter_map(number);
+                (
+                    numbers.into_iter().any(|number| number & mask == *value),
+                    format!("{found}, of one of which {mask:#x} must be {value:#x}"),
                 )
             }
             Is::Equal(value) => (found == value, format!("{found}, must be {value}")),
@@ -93,6 +110,10 @@ mod tests {
         assert!(!bits("/iommus/1/control", 0, 0).holds(&report).0);
         assert!(not_zero(control).holds(&report).0);
         assert!(!not_zero("/iommus/0/none").holds(&report).0);
+        let list = serde_json::json!({"dtes":["0x3", "0x80000000000003"]});
+        assert!(some_bits("/dtes", 1 << 55, 1 << 55).holds(&list).0);
+        assert!(!some_bits("/dtes", 1 << 54, 1 << 54).holds(&list).0);
+        assert!(!some_bits("/dtes/0", 0, 0).holds(&list).0);
         assert!(equal("/iommus/0/sent", 5).holds(&report).0);
         assert!(!equal("/iommus/0/sent", "5").holds(&report).0);
     }

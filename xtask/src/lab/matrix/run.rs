@@ -209,6 +209,7 @@ pub(super) fn job(
     Ok(Job {
         args,
         files,
+        cpu: case.cpu,
         limits: limits(case.seconds),
     })
 }

@@ -17,6 +17,7 @@ pub(super) fn run(runner: &Runner) -> Result<Outcome> {
             .map(str::to_owned)
             .to_vec(),
         files: vec![("payload", run::build_payload()?)],
+        cpu: &[],
         limits: limits(60),
     };
     let folder = super::folder(NAME);

@@ -9,7 +9,7 @@ use amdvi_guest::endpoint::dma::{op, reason};
 use amdvi_regs::DeviceId;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileMemory};
 
-use super::tlb::Tlb;
+use super::tlb::{Tlb, count};
 use crate::board::slot::Slot;
 use crate::board::socket::Handle;
 
@@ -226,6 +226,7 @@ impl Dma {
             let entry = match tlb.find(pasid, iova, access) {
                 Some(entry) => Some(entry),
                 None => {
+                    count(&tlb.counters.translation_requests);
                     let answer = operation
                         .translation_request(pasid, iova, access)
                         .map_err(|_| Aborted::Iommu)?;

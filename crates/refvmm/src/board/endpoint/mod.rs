@@ -14,6 +14,7 @@ mod tlb;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use amdvi_regs::dte::Dte;
 use serde::Serialize;
 
 use self::core::Core;
@@ -24,6 +25,7 @@ use super::slot::Slot;
 use channels::{Channels, Owner};
 use dma_storm::DmaStorm;
 use sender::Storm;
+pub use tlb::TlbCounts;
 
 /// What the endpoint asks of the board it is plugged into.
 pub(crate) trait Services: Send + Sync {
@@ -50,6 +52,8 @@ pub struct EndpointCounts {
     pub held_back: u64,
     /// Vectors that were delivered at least once.
     pub vectors_delivered: usize,
+    /// Its TLB and its page requests.
+    pub tlb: TlbCounts,
 }
 
 /// The endpoint.
@@ -99,7 +103,16 @@ impl TestEndpoint {
             blocked: stats.blocked(),
             held_back: stats.held_back(),
             vectors_delivered: stats.vectors_delivered(),
+            tlb: self.core.sender().dma().shared().tlb.counters.read(),
         }
+    }
+
+    /// The Device Table Entry of its requests, as it is in memory now.
+    pub(crate) fn device_table_entry(&self) -> Option<Dte> {
+        let slot = self.core.slot();
+        let requester = slot.requester();
+        slot.socket
+            .with(|iommu| iommu.device_table_entry(requester))
     }
 
     fn stop(&self) {

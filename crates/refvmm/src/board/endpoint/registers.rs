@@ -1,7 +1,6 @@
 //! BAR 0: the registers of [`amdvi_guest::endpoint::reg`].
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use amdvi_guest::endpoint::dma::{CHANNELS, LIMIT};
 use amdvi_guest::endpoint::{DMA_BUFFER_SIZE, ID_VALUE, RECORDS, reg};
@@ -75,15 +74,14 @@ impl TestEndpoint {
     /// A counter of the TLB.
     fn tlb_word(&self, offset: u64) -> u64 {
         let tlb = &self.core.sender().dma().shared().tlb;
-        let counters = &tlb.counters;
-        let counter = match offset {
-            reg::TLB_ENTRIES => return tlb.len() as u64,
-            reg::TLB_HITS => &counters.hits,
-            reg::TLB_INVALIDATIONS => &counters.invalidations,
-            reg::PAGE_REQUESTS => &counters.page_requests,
-            _ => &counters.page_responses,
-        };
-        counter.load(Ordering::Acquire)
+        let counts = tlb.counters.read();
+        match offset {
+            reg::TLB_ENTRIES => tlb.len() as u64,
+            reg::TLB_HITS => counts.hits,
+            reg::TLB_INVALIDATIONS => counts.invalidations,
+            reg::PAGE_REQUESTS => counts.page_requests,
+            _ => counts.page_responses,
+        }
     }
 
     /// A word of registers that hold what was written.

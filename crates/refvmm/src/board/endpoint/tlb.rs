@@ -10,6 +10,8 @@ use amdvi_device::{
     PageRequested, PageResponse, Pasid, Permissions,
 };
 
+use serde::Serialize;
+
 use super::lock;
 
 /// Translations that it keeps.
@@ -79,9 +81,43 @@ impl Entry {
 #[derive(Default)]
 pub(super) struct Counters {
     pub(super) hits: AtomicU64,
+    pub(super) translation_requests: AtomicU64,
     pub(super) invalidations: AtomicU64,
+    /// Of the invalidations, those of a PASID.
+    pub(super) pasid_invalidations: AtomicU64,
     pub(super) page_requests: AtomicU64,
     pub(super) page_responses: AtomicU64,
+}
+
+/// What a TLB has counted since the function was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TlbCounts {
+    /// Accesses whose translation was found.
+    pub hits: u64,
+    /// Translation requests.
+    pub translation_requests: u64,
+    /// Invalidations that the IOMMU has asked for.
+    pub invalidations: u64,
+    /// Those of them that had a PASID.
+    pub pasid_invalidations: u64,
+    /// Page requests, repeated ones included.
+    pub page_requests: u64,
+    /// Page requests that software has answered with COMPLETE_PPR_REQUEST.
+    pub page_responses: u64,
+}
+
+impl Counters {
+    pub(super) fn read(&self) -> TlbCounts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Acquire);
+        TlbCounts {
+            hits: read(&self.hits),
+            translation_requests: read(&self.translation_requests),
+            invalidations: read(&self.invalidations),
+            pasid_invalidations: read(&self.pasid_invalidations),
+            page_requests: read(&self.page_requests),
+            page_responses: read(&self.page_responses),
+        }
+    }
 }
 
 /// The TLB and the page requests under way, of one function.
@@ -96,7 +132,7 @@ pub(super) struct Tlb {
     pub(super) counters: Counters,
 }
 
-fn count(counter: &AtomicU64) {
+pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::AcqRel);
 }
 
@@ -212,6 +248,9 @@ impl Tlb {
 impl DeviceAts for Tlb {
     fn invalidate(&self, invalidation: &DeviceInvalidation) -> InvalidationAnswer {
         count(&self.counters.invalidations);
+        if invalidation.pasid.is_some() {
+            count(&self.counters.pasid_invalidations);
+        }
         lock(&self.entries).retain(|entry| {
             entry.pasid != invalidation.pasid
                 || !invalidation.range.overlaps(entry.first, entry.last)

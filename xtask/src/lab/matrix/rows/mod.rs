@@ -3,9 +3,9 @@
 
 mod dma;
 mod events;
+mod features;
 mod firmware;
 mod interrupts;
-mod later;
 
 use super::Row;
 use super::case::Version::{self, Built, V6_12, V7};
@@ -24,7 +24,7 @@ pub(super) fn rows() -> impl Iterator<Item = &'static Row> {
         dma::ROWS,
         firmware::ROWS,
         events::ROWS,
-        later::ROWS,
+        features::ROWS,
     ]
     .into_iter()
     .flatten()
