@@ -65,6 +65,9 @@ pub struct EndpointState {
     /// The first words of its Device Table Entry, hexadecimal and without the addresses of tables:
     /// what the IOMMU was seen to be told of it in the course of time, each once.
     pub dtes: Vec<String>,
+    /// The greatest IntTabLen that its Device Table Entry was seen with while IV was set: 9 is 512
+    /// interrupts, 11 is 2048. None while there was no interrupt table.
+    pub int_tab_len: Option<u8>,
 }
 
 fn hex(value: u64) -> String {
@@ -83,6 +86,8 @@ pub(super) struct Samples {
     controls: Vec<u64>,
     /// Of each test endpoint.
     dtes: Vec<Vec<u64>>,
+    /// Of each test endpoint.
+    int_tab_lens: Vec<Option<u8>>,
 }
 
 impl Samples {
@@ -99,6 +104,11 @@ impl Samples {
         });
         let entries = board.endpoint_entries();
         self.dtes.resize(entries.len(), Vec::new());
+        self.int_tab_lens.resize(entries.len(), None);
+        for (seen, entry) in self.int_tab_lens.iter_mut().zip(&entries) {
+            let table = entry.map(|entry| entry.q2).filter(|table| table.iv());
+            *seen = (*seen).max(table.map(|table| table.int_tab_len()));
+        }
         for (seen, entry) in self.dtes.iter_mut().zip(entries) {
             let flags = entry.map(|entry| entry.q0.into_bits() & DTE_FLAGS);
             if let Some(flags) = flags.filter(|flags| !seen.contains(flags))
@@ -140,6 +150,7 @@ impl Devices {
                 .copied()
                 .map(hex)
                 .collect(),
+            int_tab_len: samples.int_tab_lens.get(n).copied().flatten(),
         };
         Self {
             iommus,
@@ -224,6 +235,8 @@ mod tests {
     use std::time::Duration;
 
     use amdvi_irt::Delivery;
+    use amdvi_regs::dte::DteQ2;
+    use vm_memory::{Bytes as _, GuestAddress};
 
     use super::*;
     use crate::board::{Config, Injector};
@@ -250,6 +263,15 @@ mod tests {
         // IommuEn, and CONTROL[17] (GAEn) while it is set.
         board.mmio_write(control, &0x2_0001u64.to_le_bytes());
         samples.take(&board);
+        // A table of 2048 interrupts, later one of 2, for each entry of the page at 0.
+        for table in [11, 1] {
+            for entry in 0..128 {
+                let q2 = DteQ2::new().with_iv(true).with_int_tab_len(table);
+                let at = GuestAddress(entry * 32 + 16);
+                memory.write_obj(q2.into_bits(), at).unwrap();
+            }
+            samples.take(&board);
+        }
         board.mmio_write(control, &0x2_0000u64.to_le_bytes());
         samples.take(&board);
         let outcome = Outcome {
@@ -275,6 +297,7 @@ mod tests {
         assert_eq!(at("/endpoints/0/tlb/page_requests"), 0);
         // There is no device table; entry 0 of memory is all zeroes.
         assert_eq!(at("/endpoints/0/dtes"), &serde_json::json!(["0x0"]));
+        assert_eq!(at("/endpoints/0/int_tab_len"), 11);
         assert_eq!(at("/ended/how"), "triple-fault");
         assert_eq!((at("/passed"), at("/cpus")), (&false.into(), &2.into()));
         assert_eq!(at("/ram/placement").as_str(), Some("below-4-gib"));

@@ -93,7 +93,11 @@ pub(super) const ROWS: &[Row] = &[
         about: "iommu.forcedac=1: drivers get IOVAs above 4 GiB",
         kernels: ALL,
         subset: &[],
-        make: |case| case.cmdline("iommu.forcedac=1").check(vfio_dma()),
+        make: |case| {
+            case.cmdline("iommu.forcedac=1")
+                .log(&["Forcing DAC for PCI devices"])
+                .check(vfio_dma())
+        },
     },
     Row {
         name: "M7-pgtbl-v1",

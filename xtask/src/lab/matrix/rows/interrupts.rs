@@ -13,6 +13,8 @@ const NUM_INT_2K: u64 = 1 << 43;
 const XT: u64 = 1 << 50;
 const GA: u64 = 1 << 17;
 const CONTROL: &str = "/iommus/0/control";
+/// IntTabLen in the endpoint's DTE, as the device saw it.
+const INT_TAB_LEN: &str = "/endpoints/0/int_tab_len";
 
 const TWO_K: &str = "dma-remap=on,intremap=on,xtsup=on,numint2k=on";
 
@@ -143,6 +145,7 @@ pub(super) const ROWS: &[Row] = &[
                 )
                 .check_if(built, control(NUM_INT, NUM_INT_2K))
                 .machine(bits(CONTROL, NUM_INT, NUM_INT_2K))
+                .machine(equal(INT_TAB_LEN, 11))
                 .machine(equal("/offered/numint2k", true))
         },
     },
@@ -165,6 +168,7 @@ pub(super) const ROWS: &[Row] = &[
                 )
                 .check_if(built, control(NUM_INT, NUM_INT_2K))
                 .machine(bits(CONTROL, NUM_INT, NUM_INT_2K))
+                .machine(equal(INT_TAB_LEN, 11))
                 .machine(equal("/offered/numint2k", true))
         },
     },
@@ -180,6 +184,7 @@ pub(super) const ROWS: &[Row] = &[
                 .check_as("limit", 120, limit_512())
                 .check_if(built, control(NUM_INT, 0))
                 .machine(bits(CONTROL, NUM_INT, 0))
+                .machine(equal(INT_TAB_LEN, 9))
                 .machine(equal("/offered/numint2k", false))
         },
     },
@@ -195,6 +200,7 @@ pub(super) const ROWS: &[Row] = &[
                 .check_as("msix-512", 120, msix(512))
                 .check_as("limit", 120, limit_512())
                 .machine(bits(CONTROL, NUM_INT, 0))
+                .machine(equal(INT_TAB_LEN, 9))
                 .machine(equal("/offered/numint2k", false))
                 .machine(equal("/decisions/0/feature", "numint2k"))
                 .machine(equal("/decisions/0/requested", true))
@@ -212,6 +218,7 @@ pub(super) const ROWS: &[Row] = &[
                 .check_as("msix-512", 120, msix(512))
                 .check_as("limit", 120, limit_512())
                 .machine(bits(CONTROL, NUM_INT, 0))
+                .machine(equal(INT_TAB_LEN, 9))
                 .machine(equal("/offered/numint2k", true))
         },
     },
