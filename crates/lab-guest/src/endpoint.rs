@@ -94,6 +94,11 @@ impl Endpoint {
         self.device.function()
     }
 
+    /// How the kernel's log names it: with the driver that owns it.
+    pub(crate) fn in_log(&self) -> String {
+        format!("vfio-pci {}", self.function())
+    }
+
     pub(crate) fn get(&self, register: u64) -> Result<u32> {
         self.registers.get(register)
     }

@@ -105,7 +105,7 @@ pub(super) fn check(want: &Counters, context: &Context) -> Result<String> {
     // What the kernel says of the aborted ones is part of the plan.
     let aborted = vec![(NOWHERE, WRITE_NOT_PRESENT); want.aborted as usize];
     if !aborted.is_empty() {
-        faults(&mark, &endpoint, &aborted, context)?;
+        faults(&mark, &endpoint.in_log(), &aborted, context)?;
     }
     device.unmap(IOVA, PAGE)?;
     ensure!(

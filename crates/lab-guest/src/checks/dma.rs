@@ -236,6 +236,7 @@ pub(super) fn check_fault(want: &UnmapFault, context: &Context) -> Result<String
     let memory = Memory::new(2 * PAGE)?;
     let by_tables = if want.guest { BY_GUEST_TABLES } else { 0 };
     let (write, read) = (WRITE_NOT_PRESENT | by_tables, READ_NOT_PRESENT | by_tables);
+    let who = want.alias.clone().unwrap_or_else(|| endpoint.in_log());
     let mut domains = Vec::new();
     for &iova in &want.iovas {
         let mut job = Job {
@@ -267,7 +268,7 @@ pub(super) fn check_fault(want: &UnmapFault, context: &Context) -> Result<String
             "the write that was aborted changed memory"
         );
         let expected = [(iova, write), (iova, read)];
-        let faults = faults(&mark, &endpoint, &expected, context)?;
+        let faults = faults(&mark, &who, &expected, context)?;
         if let Some(domain) = domain.filter(|_| !want.guest) {
             ensure!(
                 faults == domain,
@@ -287,7 +288,7 @@ pub(super) fn check_fault(want: &UnmapFault, context: &Context) -> Result<String
             filled.0,
             filled.1
         );
-        domains.push(self::faults(&mark, &endpoint, &[(end, write)], context)?);
+        domains.push(self::faults(&mark, &who, &[(end, write)], context)?);
         device.unmap(iova, 2 * PAGE)?;
     }
     // With guest tables it is PASID 0 that they name.
@@ -309,11 +310,10 @@ pub(super) fn check_fault(want: &UnmapFault, context: &Context) -> Result<String
 /// their domain.
 pub(super) fn faults(
     mark: &Mark,
-    endpoint: &Endpoint,
+    who: &str,
     expected: &[(u64, u16)],
     context: &Context,
 ) -> Result<u16> {
-    let who = format!("vfio-pci {}", endpoint.function());
     let parse = |line: &String| PageFault::parse(line).map(|fault| (line.clone(), fault));
     let find = |lines: &[String]| -> Vec<_> { lines.iter().filter_map(parse).collect() };
     let lines = mark.until(|lines| find(lines).len() >= expected.len())?;

@@ -109,6 +109,9 @@ pub struct UnmapFault {
     pub iovas: Vec<u64>,
     /// The kernel maps by guest tables: events name PASID 0 instead of a domain.
     pub guest: bool,
+    /// The address that the endpoint's requests carry instead of its own, as `0000:00:1d.0`: the
+    /// kernel's lines name it, and no driver.
+    pub alias: Option<String>,
 }
 
 impl Default for UnmapFault {
@@ -117,6 +120,7 @@ impl Default for UnmapFault {
             target: Target::default(),
             iovas: vec![0x10_0000, 1 << 32],
             guest: false,
+            alias: None,
         }
     }
 }

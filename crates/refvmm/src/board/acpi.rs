@@ -3,6 +3,7 @@
 mod dsdt;
 
 use acpi_tables::Aml;
+use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{
@@ -17,8 +18,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{Immutable, IntoBytes};
 
-use super::config::{Config, RootBridge};
-use super::legacy::{CF9_RESET, RESET_VALUE, SLEEP_CONTROL, SLEEP_STATUS};
+use super::config::{AcpiHardware, Config, RootBridge};
+use super::legacy::{
+    CF9_RESET, PM1_CONTROL, PM1_CONTROL_LENGTH, PM1_EVENT, PM1_EVENT_LENGTH, RESET_VALUE,
+    SLEEP_CONTROL, SLEEP_STATUS,
+};
 use super::{hpet, ivrs};
 use crate::layout;
 
@@ -119,35 +123,64 @@ fn mcfg(bridges: &[RootBridge]) -> Vec<u8> {
 const VGA_NOT_PRESENT: u16 = 1 << 2;
 const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
 
-/// Hardware-reduced ACPI: no SCI, no PM timer, no fixed events; and no FACS, which is then
-/// optional.
-fn fadt(dsdt: u64, legacy: bool) -> Vec<u8> {
-    let port = |port: u16| {
-        GAS::new(
-            AddressSpace::SystemIo,
-            8,
-            0,
-            AccessSize::ByteAccess,
-            port.into(),
-        )
+/// What the FADT says of the machine's own registers.
+#[derive(Clone, Copy)]
+enum Hardware {
+    /// There are none: a machine for a payload, which is ended otherwise.
+    Bare,
+    /// Sleep and reset registers, hardware-reduced.
+    Reduced,
+    /// The reset register and ACPI's fixed hardware, with a FACS at this GPA.
+    Fixed(u64),
+}
+
+/// The interrupt of ACPI's fixed hardware, as on any PC.
+const SCI: u16 = 9;
+
+/// Without fixed hardware: no SCI, no PM timer, no fixed events; and no FACS, which is then optional.
+fn fadt(dsdt: u64, hardware: Hardware) -> Vec<u8> {
+    let ports = |port: u16, bits: u8, access: AccessSize| {
+        GAS::new(AddressSpace::SystemIo, bits, 0, access, port.into())
     };
+    let port = |port: u16| ports(port, 8, AccessSize::ByteAccess);
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
         .preferred_pm_profile(PmProfile::EnterpriseServer)
-        .flag(Flags::HwReducedAcpi)
         .flag(Flags::Wbinvd)
         // Neither button is there as fixed hardware.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
     let mut architecture = VGA_NOT_PRESENT;
-    if legacy {
+    if matches!(hardware, Hardware::Bare) {
+        architecture |= CMOS_RTC_NOT_PRESENT;
+    } else {
         fadt = fadt.flag(Flags::ResetRegSup);
         fadt.reset_reg = port(CF9_RESET);
         fadt.reset_value = RESET_VALUE;
-        fadt.sleep_control_reg = port(SLEEP_CONTROL);
-        fadt.sleep_status_reg = port(SLEEP_STATUS);
-    } else {
-        architecture |= CMOS_RTC_NOT_PRESENT;
+    }
+    match hardware {
+        Hardware::Bare => fadt = fadt.flag(Flags::HwReducedAcpi),
+        Hardware::Reduced => {
+            fadt = fadt.flag(Flags::HwReducedAcpi);
+            fadt.sleep_control_reg = port(SLEEP_CONTROL);
+            fadt.sleep_status_reg = port(SLEEP_STATUS);
+        }
+        Hardware::Fixed(facs) => {
+            // The clock wakes nobody: its event is not one of PM1's.
+            fadt = fadt.flag(Flags::FixRtc).firmware_ctrl_64(facs);
+            // Software takes the old fields where it does not know the new ones. There is no SMI
+            // command: the machine starts in ACPI mode.
+            fadt.sci_int = SCI.into();
+            fadt.pm1a_evt_blk = u32::from(PM1_EVENT).into();
+            fadt.pm1_evt_len = PM1_EVENT_LENGTH;
+            fadt.pm1a_cnt_blk = u32::from(PM1_CONTROL).into();
+            fadt.pm1_cnt_len = PM1_CONTROL_LENGTH;
+            // Above 100 and 1000 µs: there is neither C2 nor C3.
+            fadt.p_lvl2_lat = 101.into();
+            fadt.p_lvl3_lat = 1001.into();
+            fadt.x_pm1a_evt_blk = ports(PM1_EVENT, 32, AccessSize::WordAccess);
+            fadt.x_pm1a_cnt_blk = ports(PM1_CONTROL, 16, AccessSize::WordAccess);
+        }
     }
     fadt.iapc_boot_arch = architecture.into();
     bytes(&fadt.finalize())
@@ -184,7 +217,12 @@ pub(super) fn write(
     };
     let dsdt = writer.put(&dsdt::table(config))?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    xsdt.add_entry(writer.put(&fadt(dsdt, config.legacy.is_some()))?);
+    let hardware = match (&config.legacy, config.acpi) {
+        (None, _) => Hardware::Bare,
+        (Some(_), AcpiHardware::Reduced) => Hardware::Reduced,
+        (Some(_), AcpiHardware::Fixed) => Hardware::Fixed(writer.put(&bytes(&FACS::new()))?),
+    };
+    xsdt.add_entry(writer.put(&fadt(dsdt, hardware))?);
     xsdt.add_entry(writer.put(&madt(apic_ids))?);
     xsdt.add_entry(writer.put(&mcfg(&config.root_bridges()))?);
     xsdt.add_entry(writer.put(&ivrs::table(config)?)?);
@@ -249,7 +287,7 @@ mod tests {
             u64::from_le_bytes(fadt[at + 4..at + 12].try_into().unwrap())
         };
         let flags = |fadt: &[u8]| u32::from_le_bytes(fadt[112..116].try_into().unwrap());
-        let pc = fadt(0xe_1000, true);
+        let pc = fadt(0xe_1000, Hardware::Reduced);
         assert_eq!((sum(&pc), pc.len()), (0, 276));
         assert_ne!(flags(&pc) & 1 << 20, 0, "hardware-reduced");
         assert_ne!(flags(&pc) & 1 << 10, 0, "a reset register");
@@ -257,10 +295,27 @@ mod tests {
         assert_eq!((register(&pc, 244), register(&pc, 256)), (0x600, 0x601));
         // No VGA; a CMOS clock; MSI is supported.
         assert_eq!(pc[109], 0b0000_0100);
-        let bare = fadt(0xe_1000, false);
+        let bare = fadt(0xe_1000, Hardware::Bare);
         assert_eq!(flags(&bare) & 1 << 10, 0);
         assert_eq!(bare[116..128], [0; 12]);
         assert_eq!(bare[109], 0b0010_0100, "no clock");
+    }
+
+    #[test]
+    fn the_fadt_of_fixed_hardware_has_an_sci_and_pm1_in_both_forms() {
+        let fadt = fadt(0xe_1000, Hardware::Fixed(0xe_2000));
+        let word = |at: usize| u32::from_le_bytes(fadt[at..at + 4].try_into().unwrap());
+        let long = |at: usize| u64::from_le_bytes(fadt[at..at + 8].try_into().unwrap());
+        assert_eq!(sum(&fadt), 0);
+        assert_eq!(word(112) & 1 << 20, 0, "not hardware-reduced");
+        assert_ne!(word(112) & 1 << 10, 0, "a reset register");
+        assert_eq!(fadt[46], 9, "SCI");
+        assert_eq!((word(56), fadt[88]), (0x604, 4));
+        assert_eq!((word(64), fadt[89]), (0x608, 2));
+        assert_eq!(long(132), 0xe_2000, "FACS");
+        assert_eq!((&fadt[148..152], long(152)), (&[1, 32, 0, 2][..], 0x604));
+        assert_eq!((&fadt[172..176], long(176)), (&[1, 16, 0, 2][..], 0x608));
+        assert_eq!(fadt[244..268], [0; 24], "no sleep registers");
     }
 
     #[test]

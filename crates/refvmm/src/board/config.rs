@@ -214,6 +214,17 @@ pub struct FunctionConfig {
     pub build: FunctionBuilder,
 }
 
+/// Which model of ACPI hardware the firmware tables describe (ACPI 6.5 §4.1, §4.8).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AcpiHardware {
+    /// Hardware-reduced: no interrupt, timers or registers of ACPI's own but for sleep and reset.
+    /// Linux then leaves legacy devices alone, the HPET among them.
+    #[default]
+    Reduced,
+    /// Fixed hardware: PM1 registers and an SCI, as on a PC.
+    Fixed,
+}
+
 /// The whole board.
 #[derive(Default)]
 pub struct Config {
@@ -230,6 +241,8 @@ pub struct Config {
     /// What a PC has at fixed ports, if the machine is one: a serial port, a clock, and registers
     /// for reset and power-off. The firmware tables tell of them.
     pub legacy: Option<Legacy>,
+    /// What the firmware tables say of ACPI's own hardware, on a machine with [`legacy`](Self::legacy).
+    pub acpi: AcpiHardware,
     /// The window for BARs above 4 GiB that the firmware tables give segment 0; see
     /// [`Ram::high_bars`](crate::ram::Ram::high_bars).
     pub high_bars: Option<Range<u64>>,

@@ -46,8 +46,8 @@ use worker::{Bell, Worker};
 
 pub use acpi::AcpiError;
 pub use config::{
-    BuildError, Config, DeviceError, ENDPOINT_PROPERTIES, EndpointConfig, FixedBuilder,
-    FixedDevice, FunctionBuilder, FunctionConfig, IommuConfig, RootBridge,
+    AcpiHardware, BuildError, Config, DeviceError, ENDPOINT_PROPERTIES, EndpointConfig,
+    FixedBuilder, FixedDevice, FunctionBuilder, FunctionConfig, IommuConfig, RootBridge,
 };
 pub use endpoint::{EndpointCounts, TlbCounts};
 pub use ivrs::{Alias, IvrsVariant, PROPERTIES as IVRS_PROPERTIES, Southbridge};

@@ -2,7 +2,9 @@
 
 use clap::Args;
 
-use crate::board::{Config, ENDPOINT_PROPERTIES, EndpointConfig, IVRS_PROPERTIES, IvrsVariant};
+use crate::board::{
+    AcpiHardware, Config, ENDPOINT_PROPERTIES, EndpointConfig, IVRS_PROPERTIES, IvrsVariant,
+};
 
 /// Test endpoints, and what the firmware says.
 #[derive(Clone, Debug, Args)]
@@ -25,6 +27,24 @@ pub(super) struct BoardArgs {
     /// times
     #[arg(long, value_name = "STRING", requires = "kernel", long_help = ivrs_help())]
     ivrs: Vec<String>,
+
+    /// Which hardware of its own the ACPI tables describe: `reduced`, or `fixed` as on a PC (an SCI
+    /// and PM1 registers); Linux uses an HPET (--ivrs hpet=…) only with the latter
+    #[arg(
+        long,
+        value_name = "KIND",
+        requires = "kernel",
+        default_value = "reduced"
+    )]
+    acpi: Acpi,
+}
+
+/// As [`AcpiHardware`].
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Acpi {
+    #[default]
+    Reduced,
+    Fixed,
 }
 
 impl BoardArgs {
@@ -34,6 +54,10 @@ impl BoardArgs {
         // One string, so that what may be said once is not said in two of them.
         let ivrs = self.ivrs.join(",").parse::<IvrsVariant>();
         config.ivrs = ivrs.map_err(|error| format!("--ivrs: {error}"))?;
+        config.acpi = match self.acpi {
+            Acpi::Reduced => AcpiHardware::Reduced,
+            Acpi::Fixed => AcpiHardware::Fixed,
+        };
         Ok(())
     }
 }
@@ -69,6 +93,7 @@ mod tests {
         let args = BoardArgs {
             endpoint: endpoint.iter().map(|text| text.parse().unwrap()).collect(),
             ivrs: ivrs.iter().map(|text| (*text).to_owned()).collect(),
+            acpi: Acpi::default(),
         };
         let mut config = Config::default();
         args.apply(&mut config)?;

@@ -3,8 +3,13 @@
 //! Hardware-reduced ACPI (ACPI 6.5 §4.1, §4.8.3.7): a sleep control and a sleep status register of
 //! one byte each, and a reset register. The latter is the reset control register of chipsets,
 //! which a guest without ACPI knows too.
+//!
+//! ACPI's fixed hardware (§4.8.3.1, §4.8.3.2): the PM1 status, enable and control registers. No fixed
+//! event ever happens, so there is no SCI; the control register is another way to switch the machine
+//! off.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::board::config::FixedDevice;
 
@@ -26,6 +31,22 @@ const SLEEP_ENABLE: u8 = 1 << 5;
 /// The sleep type that switches the machine off: `_S5` in the DSDT.
 pub const SLEEP_TYPE_OFF: u8 = 5;
 
+/// PM1 status and, behind it, PM1 enable: 16 bits each.
+pub const PM1_EVENT: u16 = 0x604;
+/// Bytes of the two.
+pub const PM1_EVENT_LENGTH: u8 = 4;
+/// PM1 control: 16 bits.
+pub const PM1_CONTROL: u16 = 0x608;
+/// Its bytes.
+pub const PM1_CONTROL_LENGTH: u8 = 2;
+/// PM1 control\[0\]: power events are the operating system's. The firmware left it so.
+const SCI_EN: u16 = 1;
+/// PM1 control: the state to enter, bits \[12:10\], and the bit that enters it.
+const PM1_SLEEP_TYPE_SHIFT: u16 = 10;
+const PM1_SLEEP_ENABLE: u16 = 1 << 13;
+/// PM1 enable: global lock, both buttons, the clock, and PCI Express wake.
+const PM1_ENABLES: u16 = 1 << 5 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 14;
+
 /// What resets the machine and switches it off. Called by a vCPU's thread, which it must not wait
 /// for.
 pub trait Power: Send + Sync {
@@ -37,16 +58,47 @@ pub trait Power: Send + Sync {
 
 pub(super) struct PowerPorts {
     power: Arc<dyn Power>,
+    /// PM1 enable: remembered, although no event is there to be enabled.
+    enables: AtomicU16,
 }
 
 impl PowerPorts {
     pub(super) fn new(power: Arc<dyn Power>) -> Self {
-        Self { power }
+        Self {
+            power,
+            enables: AtomicU16::new(0),
+        }
+    }
+
+    /// The PM1 register at a port, if there is one.
+    fn pm1(&self, port: u16) -> Option<u16> {
+        match port {
+            // Status: nothing has happened.
+            PM1_EVENT => Some(0),
+            PM1_ENABLE => Some(self.enables.load(Ordering::Relaxed)),
+            PM1_CONTROL => Some(SCI_EN),
+            _ => None,
+        }
+    }
+
+    fn sleep(&self, kind: u8) {
+        if kind == SLEEP_TYPE_OFF {
+            self.power.off();
+        }
     }
 }
 
+/// PM1 enable.
+const PM1_ENABLE: u16 = PM1_EVENT + 2;
+
 impl FixedDevice for PowerPorts {
     fn port_read(&self, port: u16, data: &mut [u8]) -> bool {
+        if let Some(register) = self.pm1(port)
+            && data.len() == 2
+        {
+            data.copy_from_slice(&register.to_le_bytes());
+            return true;
+        }
         // Nothing wakes a machine that is off, so WAK_STS is never set.
         let known = matches!(port, CF9_RESET | SLEEP_CONTROL | SLEEP_STATUS);
         if known {
@@ -64,11 +116,22 @@ impl FixedDevice for PowerPorts {
             }
             (SLEEP_CONTROL, [value]) => {
                 let kind = value >> SLEEP_TYPE_SHIFT & SLEEP_TYPE_MASK;
-                if value & SLEEP_ENABLE != 0 && kind == SLEEP_TYPE_OFF {
-                    self.power.off();
+                if value & SLEEP_ENABLE != 0 {
+                    self.sleep(kind);
                 }
             }
-            (SLEEP_STATUS, [_]) => {}
+            // Bits of both are cleared by writing them, and none is ever set.
+            (SLEEP_STATUS, [_]) | (PM1_EVENT, [_, _]) => {}
+            (PM1_ENABLE, &[low, high]) => {
+                let enables = u16::from_le_bytes([low, high]) & PM1_ENABLES;
+                self.enables.store(enables, Ordering::Relaxed);
+            }
+            (PM1_CONTROL, &[low, high]) => {
+                let value = u16::from_le_bytes([low, high]);
+                if value & PM1_SLEEP_ENABLE != 0 {
+                    self.sleep((value >> PM1_SLEEP_TYPE_SHIFT) as u8 & SLEEP_TYPE_MASK);
+                }
+            }
             _ => return false,
         }
         true
@@ -78,7 +141,7 @@ impl FixedDevice for PowerPorts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     #[derive(Default)]
     struct Count {
@@ -117,5 +180,31 @@ mod tests {
         let mut status = [0xff];
         assert!(ports.port_read(SLEEP_STATUS, &mut status));
         assert_eq!(status, [0]);
+    }
+
+    #[test]
+    fn the_fixed_hardware_has_no_events_and_switches_off_in_s5_only() {
+        let count = Arc::new(Count::default());
+        let ports = PowerPorts::new(count.clone());
+        let read = |port: u16| {
+            let mut data = [0xff; 2];
+            assert!(ports.port_read(port, &mut data), "{port:#x}");
+            u16::from_le_bytes(data)
+        };
+        let write = |port: u16, value: u16| assert!(ports.port_write(port, &value.to_le_bytes()));
+        assert_eq!((read(PM1_EVENT), read(PM1_CONTROL)), (0, SCI_EN));
+        write(PM1_EVENT, 0xffff);
+        write(PM1_ENABLE, 0xffff);
+        assert_eq!((read(PM1_EVENT), read(PM1_ENABLE)), (0, 0x4720));
+        let off = u16::from(SLEEP_TYPE_OFF) << PM1_SLEEP_TYPE_SHIFT;
+        write(PM1_CONTROL, off);
+        write(PM1_CONTROL, PM1_SLEEP_ENABLE | 3 << PM1_SLEEP_TYPE_SHIFT);
+        assert_eq!(count.off.load(Ordering::SeqCst), 0);
+        write(PM1_CONTROL, PM1_SLEEP_ENABLE | off);
+        assert_eq!(count.off.load(Ordering::SeqCst), 1);
+        assert_eq!(count.reset.load(Ordering::SeqCst), 0);
+        // The registers have 16 bits.
+        assert!(!ports.port_write(PM1_CONTROL, &[0]));
+        assert!(!ports.port_read(PM1_EVENT, &mut [0; 4]));
     }
 }
