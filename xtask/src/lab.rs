@@ -15,6 +15,7 @@ pub(crate) mod matrix;
 mod nested;
 mod packages;
 mod programs;
+mod stress;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -71,6 +72,11 @@ pub(crate) enum Args {
         #[arg(long, conflicts_with_all = ["rows", "all"])]
         subset: bool,
     },
+    /// Linux under load: interrupts that fire while they move, processors that leave and come back,
+    /// mappings, disks and networks, all at once
+    ///
+    /// Exits with 0 when nothing was lost, came twice or differed, and 1 otherwise.
+    Stress(stress::Args),
     /// Boot the machine of a row to a shell on its serial console
     Shell {
         /// The row, such as `M4-2k/debian-7`
@@ -138,6 +144,11 @@ pub(crate) fn lab(args: &Args) -> Result<ExitCode> {
             matrix::steps(&mut steps, chosen.into_iter());
             Ok(ExitCode::from(u8::from(!steps.all_passed())))
         }
+        Args::Stress(args) => {
+            let mut steps = Steps::default();
+            steps.run(stress::NAME, || stress::step(args));
+            Ok(ExitCode::from(u8::from(!steps.all_passed())))
+        }
         Args::Shell { row } => {
             matrix::shell(row)?;
             Ok(ExitCode::SUCCESS)
@@ -179,6 +190,11 @@ pub(crate) fn matrix_steps(steps: &mut Steps, all: bool) {
     } else {
         matrix::steps(steps, matrix::subset());
     }
+}
+
+/// The step that puts Linux under load for as long as one likes to wait every day.
+pub(crate) fn stress_step(steps: &mut Steps) {
+    steps.run(stress::NAME, || stress::step(&stress::Args::default()));
 }
 
 /// The steps that run amdvi-hostcap on real kernels, the quick one first.

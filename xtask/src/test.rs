@@ -33,6 +33,7 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
         lab::scenarios_step(&mut steps);
         lab::host_steps(&mut steps);
         lab::matrix_steps(&mut steps, args.all);
+        lab::stress_step(&mut steps);
     } else {
         tests(&mut steps)?;
     }

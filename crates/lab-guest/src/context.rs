@@ -136,15 +136,25 @@ fn list(text: &str) -> Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// Binds this thread to one of the processors that are online, the `n`th modulo their number.
+/// Binds this thread to one of the processors that are online, the `n`th modulo their number. One that
+/// leaves just now is no fault: then it is the next.
 pub(crate) fn pin(n: usize) -> Result<()> {
+    use nix::errno::Errno;
     use nix::sched::{CpuSet, sched_setaffinity};
     use nix::unistd::Pid;
-    let cpus = online_cpus()?;
-    let cpu = cpus[n % cpus.len()];
-    let mut set = CpuSet::new();
-    set.set(cpu as usize)?;
-    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("bind to processor {cpu}"))
+    const TRIES: usize = 8;
+    let mut bound = Ok(());
+    for n in n..n + TRIES {
+        let cpus = online_cpus()?;
+        let cpu = cpus[n % cpus.len()];
+        let mut set = CpuSet::new();
+        set.set(cpu as usize)?;
+        bound = match sched_setaffinity(Pid::from_raw(0), &set) {
+            Err(Errno::EINVAL) => Err(Errno::EINVAL),
+            other => return other.with_context(|| format!("bind to processor {cpu}")),
+        };
+    }
+    bound.with_context(|| format!("bind to a processor, {TRIES} times"))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod endpoint;
 mod features;
+mod stress;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -12,6 +13,7 @@ pub use endpoint::{
     Affinity, Backend, Events, Limit, Msix, Pin, Provoke, Request, Target, UnmapFault, VfioDma,
 };
 pub use features::{Count, Counted, Counters, Dirty, Sva, Work};
+pub use stress::Stress;
 
 /// Where the plan is in the initramfs.
 pub const PLAN: &str = "/plan.json";
@@ -155,6 +157,8 @@ pub enum Check {
     Dirty(Dirty),
     /// Performance counters of the IOMMU count what the test endpoint does.
     Counters(Counters),
+    /// Interrupts that move, mappings, disks and networks, all at once.
+    Stress(Stress),
 }
 
 impl Check {
@@ -184,6 +188,7 @@ impl Check {
             Self::Sva(_) => "sva",
             Self::Dirty(_) => "dirty",
             Self::Counters(_) => "counters",
+            Self::Stress(_) => "stress",
         }
     }
 }
@@ -485,6 +490,7 @@ mod tests {
             Check::Sva(Sva::default()),
             Check::Dirty(Dirty::default()),
             Check::Counters(Counters::default()),
+            Check::Stress(Stress::default()),
         ] {
             let json = serde_json::to_value(Step::from(check.clone())).unwrap();
             assert_eq!(json["name"], check.name());

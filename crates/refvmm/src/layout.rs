@@ -17,7 +17,9 @@ pub const RSDP: u64 = 0x000e_0000;
 /// The ACPI tables, behind the RSDP.
 pub const ACPI_TABLES: u64 = 0x000e_1000;
 /// First byte behind the ACPI tables.
-pub const ACPI_END: u64 = 0x0010_0000;
+pub const ACPI_END: u64 = 0x000f_f000;
+/// First byte behind all that is firmware below 1 MiB; in front of it is the reset vector.
+pub const FIRMWARE_END: u64 = 0x0010_0000;
 
 /// First GPA that a guest may allocate: behind the payload, which is loaded at 1 MiB.
 pub const HEAP_START: u64 = 0x0100_0000;

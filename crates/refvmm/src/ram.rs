@@ -270,7 +270,7 @@ impl Ram {
         // Those of every segment that there could be: they follow each other.
         let ecam_end = layout::ecam(layout::MAX_SEGMENTS - 1).end;
         let mut map = vec![
-            (layout::RSDP, layout::ACPI_END - layout::RSDP, RESERVED),
+            (layout::RSDP, layout::FIRMWARE_END - layout::RSDP, RESERVED),
             (layout::ECAM_BASE, ecam_end - layout::ECAM_BASE, RESERVED),
         ];
         for region in &self.layout.regions {
@@ -279,8 +279,8 @@ impl Ram {
                 continue;
             }
             map.push((0, layout::LEGACY_WINDOWS.min(region.size), RAM));
-            if let Some(rest @ 1..) = region.size.checked_sub(layout::ACPI_END) {
-                map.push((layout::ACPI_END, rest, RAM));
+            if let Some(rest @ 1..) = region.size.checked_sub(layout::FIRMWARE_END) {
+                map.push((layout::FIRMWARE_END, rest, RAM));
             }
         }
         map.sort_unstable();

@@ -89,7 +89,7 @@ pub(super) fn check(want: &Affinity) -> Result<String> {
 }
 
 /// Does something again and again.
-fn until(stop: &AtomicBool, mut work: impl FnMut(u64) -> Result<()>) -> Result<()> {
+pub(super) fn until(stop: &AtomicBool, mut work: impl FnMut(u64) -> Result<()>) -> Result<()> {
     let mut turn = 0;
     while !stop.load(Ordering::Relaxed) {
         work(turn)?;
@@ -99,7 +99,7 @@ fn until(stop: &AtomicBool, mut work: impl FnMut(u64) -> Result<()>) -> Result<(
 }
 
 /// Moves each interrupt on to the next processor.
-fn shift(irqs: &[u32], cpus: &[u32], turn: u64, moves: &AtomicU64) -> Result<()> {
+pub(super) fn shift(irqs: &[u32], cpus: &[u32], turn: u64, moves: &AtomicU64) -> Result<()> {
     for (n, irq) in irqs.iter().enumerate() {
         let cpu = cpus[(n + turn as usize) % cpus.len()];
         match put(

@@ -1,9 +1,11 @@
 //! DMA of the test endpoint, through mappings that this program makes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use amdvi_guest::endpoint::dma::LIMIT;
 use amdvi_lab_guest::data::{differs, fill};
 use amdvi_lab_guest::events::{BY_GUEST_TABLES, PageFault, READ_NOT_PRESENT, WRITE_NOT_PRESENT};
-use amdvi_lab_guest::plan::{UnmapFault, VfioDma};
+use amdvi_lab_guest::plan::{Target, UnmapFault, VfioDma};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::debugfs;
@@ -18,6 +20,10 @@ const SHORT: usize = 64;
 const LONG: usize = 256;
 /// Pages of a large mapping that are looked at.
 const SAMPLES: u64 = 64;
+/// What a storm of mappings maps, and where; neither number is a multiple of the other, so each size
+/// comes to each place.
+const STORM_SIZES: [u64; 3] = [PAGE, 16 * PAGE, 512 * PAGE];
+const STORM_IOVAS: [u64; 4] = [0x20_0000, 0x40_0000, 1 << 32, 1 << 38];
 /// What memory has where no DMA goes.
 const UNTOUCHED: u8 = 0xa5;
 
@@ -226,6 +232,32 @@ impl Job<'_> {
         }
         Ok(mode)
     }
+}
+
+/// Maps, does DMA in both directions through the mapping, and unmaps, over and over; sizes and places
+/// change. Returns the number of mappings.
+pub(super) fn storm(target: Target, stop: &AtomicBool) -> Result<u64> {
+    let endpoint = Endpoint::open(target)?;
+    let device = endpoint.device();
+    let memory = Memory::new(STORM_SIZES[STORM_SIZES.len() - 1])?;
+    let mut job = Job {
+        endpoint: &endpoint,
+        memory: &memory,
+        seed: 0,
+        transfers: 0,
+    };
+    let mut mappings = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let size = STORM_SIZES[mappings as usize % STORM_SIZES.len()];
+        let iova = STORM_IOVAS[mappings as usize % STORM_IOVAS.len()];
+        device.map(iova, &memory, 0, size)?;
+        job.both_ways(iova, 0, SHORT)
+            .and_then(|()| job.both_ways(iova + size - LONG as u64, size - LONG as u64, LONG))
+            .with_context(|| format!("{size:#x} bytes mapped at IOVA {iova:#x}"))?;
+        device.unmap(iova, size)?;
+        mappings += 1;
+    }
+    Ok(mappings)
 }
 
 /// DMA works, is unmapped, faults in both directions, is mapped again and works again; and the

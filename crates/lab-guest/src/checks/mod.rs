@@ -19,6 +19,7 @@ mod msix;
 mod net;
 mod pins;
 mod rng;
+mod stress;
 mod sva;
 
 use std::sync::Arc;
@@ -54,5 +55,6 @@ pub(crate) fn run(check: &Check, context: &Arc<Context>) -> Result<String> {
         Check::Sva(want) => sva::check(want),
         Check::Dirty(want) => dirty::check(want),
         Check::Counters(want) => counters::check(want, context),
+        Check::Stress(want) => stress::check(want, context),
     }
 }

@@ -21,7 +21,7 @@ use zerocopy::{Immutable, IntoBytes};
 use super::config::{AcpiHardware, Config, RootBridge};
 use super::legacy::{
     CF9_RESET, PM1_CONTROL, PM1_CONTROL_LENGTH, PM1_EVENT, PM1_EVENT_LENGTH, RESET_VALUE,
-    SLEEP_CONTROL, SLEEP_STATUS,
+    SLEEP_CONTROL, SLEEP_STATUS, write_reset_code,
 };
 use super::{hpet, ivrs};
 use crate::layout;
@@ -205,7 +205,7 @@ impl Writer<'_> {
     }
 }
 
-/// Writes every table, and the RSDP at [`layout::RSDP`].
+/// Writes every table, the RSDP at [`layout::RSDP`], and what other firmware a PC has.
 pub(super) fn write(
     memory: &GuestMemoryMmap,
     config: &Config,
@@ -234,6 +234,9 @@ pub(super) fn write(
     let xsdt = writer.put(&bytes(&xsdt))?;
     let rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));
     memory.write_slice(&rsdp, GuestAddress(layout::RSDP))?;
+    if config.legacy.is_some() {
+        write_reset_code(memory)?;
+    }
     Ok(())
 }
 
@@ -262,6 +265,8 @@ mod tests {
     fn every_table_is_reachable_from_the_rsdp_with_a_good_checksum() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
         write(&memory, &Config::scenario(Options::default()), &[0, 1, 300]).unwrap();
+        // The firmware of a PC is not there: this is none.
+        assert_eq!(read(&memory, 0xf_fff0, 9), [0; 9]);
         let rsdp = read(&memory, layout::RSDP, 36);
         assert_eq!(&rsdp[..8], b"RSD PTR ");
         assert_eq!((sum(&rsdp[..20]), sum(&rsdp)), (0, 0));

@@ -157,7 +157,7 @@ fn load_bzimage(
     ram: &Ram,
     memory: &GuestMemoryMmap,
 ) -> Result<Entry, LoadError> {
-    let above_low_memory = Some(GuestAddress(layout::ACPI_END));
+    let above_low_memory = Some(GuestAddress(layout::FIRMWARE_END));
     let loaded = BzImage::load(memory, None, &mut kernel, above_low_memory)
         .map_err(|error| bad_kernel(files, &error.to_string()))?;
     let header = loaded

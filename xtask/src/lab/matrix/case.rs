@@ -6,7 +6,7 @@ use amdvi_lab_guest::plan::{
 };
 use amdvi_lab_guest::{Plan, Then};
 
-use super::expect::Expect;
+use super::expect::{Expect, equal};
 use crate::lab::kernels::{Debian, Kernel, debian};
 use crate::lab::{build, cache};
 
@@ -91,6 +91,8 @@ pub(in crate::lab) struct Case {
     pub(in crate::lab) cpu: &'static [&'static str],
     /// How many kernels report.
     pub(in crate::lab) reports: usize,
+    /// The exit status of the reference VMM.
+    pub(in crate::lab) status: i32,
     /// How long it takes on an idle machine, in seconds.
     pub(in crate::lab) seconds: u64,
 }
@@ -128,6 +130,7 @@ impl Case {
             machine: Vec::new(),
             cpu: &[],
             reports: 1,
+            status: 0,
             seconds: 40,
         }
     }
@@ -227,7 +230,7 @@ impl Case {
     }
 
     /// The log may have lines that match.
-    pub(super) fn log_allow(mut self, patterns: &[&str]) -> Self {
+    pub(in crate::lab) fn log_allow(mut self, patterns: &[&str]) -> Self {
         self.plan.log_allow.extend(owned(patterns));
         self
     }
@@ -270,6 +273,14 @@ impl Case {
         self.reports = 2;
         self.seconds += 30;
         self
+    }
+
+    /// The guest resets the machine in the end, which ends the run.
+    pub(super) fn reset(mut self) -> Self {
+        self.plan.then = Then::Reboot;
+        self.status = 1;
+        self.args(&["--no-reboot"])
+            .machine(equal("/ended/how", "reset"))
     }
 
     fn log_check(&mut self) -> &mut Log {

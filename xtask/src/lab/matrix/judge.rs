@@ -58,10 +58,11 @@ pub(super) fn judge(case: &Case, ran: Ran) -> Verdict {
     }
     let how = match ran.code {
         Some(0) => "the guest switched the machine off".to_owned(),
+        Some(code) if code == case.status => "as it must".to_owned(),
         Some(code) => format!("exit status {code} of the reference VMM"),
         None => "the reference VMM was ended by a signal".to_owned(),
     };
-    say("power-off", ran.code == Some(0), how);
+    say("end", ran.code == Some(case.status), how);
     for (index, report) in reports.iter().enumerate() {
         let prefix = if index == 0 { "" } else { "after-kexec/" };
         for check in &report.checks {

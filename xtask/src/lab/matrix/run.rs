@@ -51,8 +51,18 @@ pub(in crate::lab) fn step(ready: &Ready, (row, version): Chosen) -> Result<Outc
         kernel.release(),
         folder.display()
     );
+    case_step(ready, &case, &kernel, &folder)
+}
+
+/// Runs a case and says what came of each check.
+pub(in crate::lab) fn case_step(
+    ready: &Ready,
+    case: &Case,
+    kernel: &Kernel,
+    folder: &Path,
+) -> Result<Outcome> {
     let start = Instant::now();
-    let verdict = run(ready, &case, &kernel, None, &folder, &mut |_| ())?;
+    let verdict = run(ready, case, kernel, None, folder, &mut |_| ())?;
     for remark in &verdict.remarks {
         println!("  emulator: {remark}");
     }

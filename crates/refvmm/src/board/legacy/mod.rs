@@ -11,7 +11,7 @@ use super::slot::Lines;
 
 pub use power::{
     CF9_RESET, PM1_CONTROL, PM1_CONTROL_LENGTH, PM1_EVENT, PM1_EVENT_LENGTH, Power, RESET_VALUE,
-    SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_OFF,
+    SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_OFF, write_reset_code,
 };
 pub use rtc::RTC_PORTS;
 pub use serial::{COM1, COM1_PIN, SerialPort};

@@ -11,7 +11,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
 use crate::board::config::FixedDevice;
+use crate::layout;
 
 /// The reset control register.
 pub const CF9_RESET: u16 = 0xcf9;
@@ -46,6 +49,40 @@ const PM1_SLEEP_TYPE_SHIFT: u16 = 10;
 const PM1_SLEEP_ENABLE: u16 = 1 << 13;
 /// PM1 enable: global lock, both buttons, the clock, and PCI Express wake.
 const PM1_ENABLES: u16 = 1 << 5 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 14;
+
+/// Where a processor of a PC goes on after a reset, below 1 MiB: F000:FFF0.
+const RESET_VECTOR: u64 = 0xf_fff0;
+/// Firmware of a few instructions, which resets the machine as a whole. A Linux without EFI on
+/// hardware-reduced ACPI takes this way: it leaves the FADT's reset register alone, goes back to real
+/// mode and jumps here.
+///
+/// ```text
+/// mov al, 6
+/// mov dx, 0cf9h
+/// out dx, al
+/// hlt
+/// jmp $-1
+/// ```
+const RESET_CODE: [u8; 9] = [
+    0xb0,
+    RESET_VALUE,
+    0xba,
+    CF9_RESET as u8,
+    (CF9_RESET >> 8) as u8,
+    0xee,
+    0xf4,
+    0xeb,
+    0xfd,
+];
+const _: () = assert!(layout::ACPI_END <= RESET_VECTOR);
+
+/// Writes the code at the reset vector.
+///
+/// # Errors
+/// There is no RAM.
+pub fn write_reset_code(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+    memory.write_slice(&RESET_CODE, GuestAddress(RESET_VECTOR))
+}
 
 /// What resets the machine and switches it off. Called by a vCPU's thread, which it must not wait
 /// for.
@@ -206,5 +243,23 @@ mod tests {
         // The registers have 16 bits.
         assert!(!ports.port_write(PM1_CONTROL, &[0]));
         assert!(!ports.port_read(PM1_EVENT, &mut [0; 4]));
+    }
+
+    #[test]
+    fn the_code_at_the_reset_vector_writes_what_resets_the_machine() {
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        write_reset_code(&memory).unwrap();
+        let mut code = [0; 16];
+        memory
+            .read_slice(&mut code, GuestAddress(0xf_fff0))
+            .unwrap();
+        assert_eq!(code[..2], [0xb0, 6], "mov al, 6");
+        assert_eq!(code[2..5], [0xba, 0xf9, 0x0c], "mov dx, 0cf9h");
+        assert_eq!(
+            code[5..9],
+            [0xee, 0xf4, 0xeb, 0xfd],
+            "out dx, al; hlt; jmp to hlt"
+        );
+        assert_eq!(code[9..], [0; 7]);
     }
 }

@@ -62,7 +62,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "M17-dev-table",
-        about: "a requester beyond the device table",
+        about: "a requester beyond the device table: a page fault in no domain",
         kernels: ALL,
         subset: &[],
         make: |case| {
@@ -71,7 +71,7 @@ pub(super) const ROWS: &[Row] = &[
                     requester: Some(0x2000),
                     ..provoke(
                         Request::Write(0x10_0000),
-                        "*AMD-Vi: Event logged [ILLEGAL_DEV_TABLE_ENTRY device=0000:20:00.0 *",
+                        "AMD-Vi: Event logged [IO_PAGE_FAULT device=0000:20:00.0 domain=0x0000 address=0x100000 flags=0x0020]",
                     )
                 }]))
         },

@@ -255,6 +255,13 @@ pub(super) const ROWS: &[Row] = &[
         },
     },
     Row {
+        name: "M18-reset",
+        about: "the guest resets the machine",
+        kernels: ALL,
+        subset: &[V7],
+        make: |case| case.bare().reset(),
+    },
+    Row {
         name: "M18-kexec",
         about: "another kernel without a reset of the machine: everything works again",
         kernels: NEW,
