@@ -123,6 +123,8 @@ pub mod reg {
     pub const PAGE_REQUESTS: u64 = 0xd8;
     /// RO, 64 bits: page requests since then that software has answered.
     pub const PAGE_RESPONSES: u64 = 0xe0;
+    /// RW: 1 makes the TLB deaf: it counts invalidations, but carries none out and answers none.
+    pub const TLB_MUTE: u64 = 0xe8;
     /// RO, 64 bits each: the last [`super::RECORDS`] interrupts, see [`super::Record`];
     /// interrupt n stands at `RECORD_0 + 8·(n mod RECORDS)`.
     pub const RECORD_0: u64 = 0x100;
@@ -139,7 +141,7 @@ pub mod reg {
 
 /// Value of the ID register: the device in the upper half, the revision of this interface in the
 /// lower.
-pub const ID_VALUE: u32 = 0x2048_0002;
+pub const ID_VALUE: u32 = 0x2048_0003;
 /// Bytes of the DMA buffer.
 pub const DMA_BUFFER_SIZE: u32 = 0x800;
 /// 64-bit words at the start of each page that the DMA stream writes: few, so that a guest can

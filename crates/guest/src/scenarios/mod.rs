@@ -165,6 +165,8 @@ scenarios! {
         needs(PASIDS, 1) => dma::pasid::run;
     "ats", "a device's own TLB: filled, used, and emptied before COMPLETION_WAIT",
         needs(DEVICE_TLBS, 1) => dma::ats::run;
+    "ats-timeout", "a device that does not answer an invalidation of its TLB",
+        needs(DEVICE_TLBS, 1) => dma::ats_timeout::run;
     "pri", "page requests, their log and its overflow, answers, and requests that are refused",
         needs(PAGE_REQUESTS, 1) => dma::pri::run;
     "dirty", "accessed and dirty bits in host page tables, as a migration reads them",

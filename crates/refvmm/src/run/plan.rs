@@ -298,11 +298,12 @@ mod tests {
     }
 
     /// What is about features that no device has unless it is asked for them.
-    const ABOUT_FEATURES: [&str; 7] = [
+    const ABOUT_FEATURES: [&str; 8] = [
         "dma-v2",
         "dma-nested",
         "dma-pasid",
         "ats",
+        "ats-timeout",
         "pri",
         "dirty",
         "counters",

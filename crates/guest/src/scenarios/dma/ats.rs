@@ -80,7 +80,10 @@ fn tlb<Q: Platform + ?Sized>(m: &mut Machine<'_, Q>) -> u64 {
     m.dev.read64(m.p, reg::TLB_ENTRIES)
 }
 
-fn expect_tlb<Q: Platform + ?Sized>(m: &mut Machine<'_, Q>, expected: u64) -> Result<()> {
+pub(super) fn expect_tlb<Q: Platform + ?Sized>(
+    m: &mut Machine<'_, Q>,
+    expected: u64,
+) -> Result<()> {
     let seen = tlb(m);
     ensure!(
         seen == expected,
@@ -90,7 +93,7 @@ fn expect_tlb<Q: Platform + ?Sized>(m: &mut Machine<'_, Q>, expected: u64) -> Re
 }
 
 /// INVALIDATE_IOTLB_PAGES.
-fn device_pages(
+pub(super) fn device_pages(
     id: DeviceId,
     pasid: Option<u32>,
     range: InvalidationRange,
@@ -129,16 +132,16 @@ fn empty<Q: Platform + ?Sized>(m: &mut Machine<'_, Q>) -> Result<()> {
 }
 
 /// A host table with ATS allowed, and pages.
-struct Rig {
-    space: HostSpace,
-    pages: [u64; 4],
+pub(super) struct Rig {
+    pub(super) space: HostSpace,
+    pub(super) pages: [u64; 4],
     /// IOVAs of the pages.
-    at: [u64; 4],
+    pub(super) at: [u64; 4],
     dte: Dte,
 }
 
 impl Rig {
-    fn new<Q: Platform + ?Sized>(m: &mut Machine<'_, Q>) -> Result<Self> {
+    pub(super) fn new<Q: Platform + ?Sized>(m: &mut Machine<'_, Q>) -> Result<Self> {
         let block = alloc(m, 0x4000)?;
         let pages = core::array::from_fn(|n| block + 0x1000 * n as u64);
         let space = HostSpace::new(m, 4)?;

@@ -5,6 +5,7 @@
 
 mod access;
 pub(super) mod ats;
+pub(super) mod ats_timeout;
 pub(super) mod counters;
 pub(super) mod dirty;
 pub(super) mod exclusion;

@@ -1,6 +1,7 @@
 //! BAR 0: the registers of [`amdvi_guest::endpoint::reg`].
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use amdvi_guest::endpoint::dma::{CHANNELS, LIMIT};
 use amdvi_guest::endpoint::{DMA_BUFFER_SIZE, ID_VALUE, RECORDS, reg};
@@ -56,7 +57,7 @@ impl TestEndpoint {
             reg::VECTORS => pair(self.core.options().vectors.into(), self.core.features()),
             reg::INTX => pair(self.core.intx(), CHANNELS),
             reg::DMA_LIMIT => LIMIT.into(),
-            reg::TLB_ENTRIES..=reg::PAGE_RESPONSES => self.tlb_word(offset),
+            reg::TLB_ENTRIES..=reg::TLB_MUTE => self.tlb_word(offset),
             reg::DMA_BUFFER..BUFFER_END => self.held(offset),
             reg::DMA_CHANNEL_0..channels::END => self.channels.word(offset),
             reg::VECTOR_SENT..SENT_END => {
@@ -80,7 +81,8 @@ impl TestEndpoint {
             reg::TLB_HITS => counts.hits,
             reg::TLB_INVALIDATIONS => counts.invalidations,
             reg::PAGE_REQUESTS => counts.page_requests,
-            _ => counts.page_responses,
+            reg::PAGE_RESPONSES => counts.page_responses,
+            _ => u64::from(tlb.mute.load(Ordering::Acquire)),
         }
     }
 
@@ -162,6 +164,10 @@ impl TestEndpoint {
             reg::DMA_STORM_BYTES => self.core.with(|state| {
                 state.registers.storm_bytes = value & !0xfff;
             }),
+            reg::TLB_MUTE => {
+                let tlb = &self.core.sender().dma().shared().tlb;
+                tlb.mute.store(value & 1 == 1, Ordering::Release);
+            }
             reg::PIN => self.services.set_pin((value >> 8) as u8, value & 1 == 1),
             reg::INTX => self.core.set_intx(value & 1 == 1),
             reg::VMM_COMMAND => {

@@ -129,6 +129,8 @@ pub(super) struct Tlb {
     requests: Mutex<BTreeMap<u16, Option<u8>>>,
     answered: Condvar,
     next_tag: AtomicU32,
+    /// Invalidations are neither carried out nor answered.
+    pub(super) mute: AtomicBool,
     pub(super) counters: Counters,
 }
 
@@ -250,6 +252,10 @@ impl DeviceAts for Tlb {
         count(&self.counters.invalidations);
         if invalidation.pasid.is_some() {
             count(&self.counters.pasid_invalidations);
+        }
+        if self.mute.load(Ordering::Acquire) {
+            // It never will be.
+            return InvalidationAnswer::Later;
         }
         lock(&self.entries).retain(|entry| {
             entry.pasid != invalidation.pasid
