@@ -1,5 +1,7 @@
 //! The register file: widths, masks, gates.
 
+use amdvi_regs::DeviceId;
+use amdvi_regs::dte::{DteQ0, DteQ1, DteQ2};
 use amdvi_regs::mmio::{Control, DeviceTableBase, offset};
 
 use crate::rig::*;
@@ -312,4 +314,25 @@ fn status_bits_clear_by_writing_1_to_them_alone() {
     assert_eq!(rig.status(), status.with_com_wait_int(false));
     rig.iommu.mmio_write(offset::STATUS, &[1 << 1]);
     assert!(!rig.status().event_log_int());
+}
+
+#[test]
+fn a_device_table_entry_is_shown_as_it_is_in_memory_while_the_iommu_is_enabled() {
+    let rig = Rig::enabled(ALL_FEATURES);
+    let q0 = DteQ0::new().with_v(true).with_gv(true).with_giov(true);
+    let (q1, q2) = (DteQ1::new().with_domain_id(9), DteQ2::new().with_iv(true));
+    rig.set_dte(NIC, q0, q1, q2);
+    let entry = rig.iommu.device_table_entry(NIC).unwrap();
+    assert_eq!(
+        entry.words(),
+        [q0.into_bits(), q1.into_bits(), q2.into_bits(), 0]
+    );
+    // Behind the table's end, and outside of memory.
+    rig.write(offset::DEVICE_TABLE_BASE, DEVICE_TABLE);
+    assert_eq!(rig.iommu.device_table_entry(NIC), None);
+    rig.write(offset::DEVICE_TABLE_BASE, NOWHERE | 0x1ff);
+    assert_eq!(rig.iommu.device_table_entry(DeviceId(0)), None);
+    rig.write(offset::DEVICE_TABLE_BASE, DEVICE_TABLE | 0x1ff);
+    rig.set_control(|control| control.with_iommu_en(false));
+    assert_eq!(rig.iommu.device_table_entry(NIC), None);
 }
