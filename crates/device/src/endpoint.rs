@@ -140,6 +140,17 @@ impl Endpoint {
         }
     }
 
+    /// As [`resolve`](Self::resolve), for interrupts that will not come here: an irqfd's. `None` also
+    /// while a performance counter counts interrupts, which must come here to be counted.
+    ///
+    /// An [`Observer`](crate::Observer) hears when the answer may have changed.
+    pub fn route(&mut self, msi: Msi) -> Option<Delivery> {
+        if self.iommu.fabric.view.counters.interrupts() {
+            return None;
+        }
+        self.resolve(msi)
+    }
+
     /// Translates the beginning of an untranslated DMA request of `len` bytes at `iova`.
     ///
     /// The result covers up to the end of the page; ask again for what lies behind it, or use

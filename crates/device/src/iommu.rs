@@ -62,6 +62,15 @@ pub(crate) struct Inner {
     announce: bool,
 }
 
+impl Inner {
+    /// Observers hear that everything has changed when the lock is released. Should a COMPLETION_WAIT of
+    /// another vCPU overtake that, it announces the same before its store.
+    fn announce_all(&mut self) {
+        self.announce = true;
+        self.changes = Changes::All;
+    }
+}
+
 /// What follows from a change of state once the lock is released.
 #[must_use]
 pub(crate) struct Emission {
@@ -170,8 +179,13 @@ impl Iommu {
     pub fn mmio_write(&self, offset: u64, data: &[u8]) {
         let commands = self.update(|inner| {
             let counters = &self.fabric.view.counters;
+            let counted = counters.interrupts();
             let effects = mmio::write(&mut inner.registers, &self.offer, counters, offset, data);
             self.apply(inner, effects);
+            if counters.interrupts() != counted {
+                // Routes that lead past the IOMMU are not to be used while it counts.
+                inner.announce_all();
+            }
             effects.commands
         });
         if commands && self.process() {
@@ -300,10 +314,7 @@ impl Iommu {
         if effects.translation {
             self.fabric.invalidate_all();
             inner.undrained = true;
-            inner.announce = true;
-            // The announcement goes out after the lock is released. Should a COMPLETION_WAIT of
-            // another vCPU overtake it, that one announces the same before its store.
-            inner.changes = Changes::All;
+            inner.announce_all();
         }
         if effects.counting {
             self.fabric.wake();

@@ -41,6 +41,10 @@ impl RemapSource for RemappedSource {
         self.lock().resolve(msi)
     }
 
+    fn route(&self, msi: Msi) -> Option<Delivery> {
+        self.lock().route(msi)
+    }
+
     fn request_with(&self, msi: Msi, send: &mut dyn FnMut(&Delivery)) -> Option<Delivery> {
         match self.lock().signal_with(msi, send) {
             Signal::Delivered(delivery) => Some(delivery),

@@ -19,6 +19,15 @@ pub trait RemapSource {
     /// step with the guest's tables.
     fn resolve(&self, msi: Msi) -> Option<Delivery>;
 
+    /// What `resolve` answers if interrupts of that message may take a way on which the IOMMU does not
+    /// see them (an irqfd); `None` if each of them has to be requested.
+    ///
+    /// Override it when there can be a reason besides the tables, such as counters that count
+    /// interrupts.
+    fn route(&self, msi: Msi) -> Option<Delivery> {
+        self.resolve(msi)
+    }
+
     /// As `request`, and calls `send` with the delivery *while the request is in flight*: a
     /// COMPLETION_WAIT that follows an invalidation must not complete before `send` returned, or the
     /// old target could be hit after it (48882 §2.4.1).
@@ -55,6 +64,10 @@ impl<R: RemapSource + ?Sized> RemapSource for &R {
         (**self).resolve(msi)
     }
 
+    fn route(&self, msi: Msi) -> Option<Delivery> {
+        (**self).route(msi)
+    }
+
     fn request_with(&self, msi: Msi, send: &mut dyn FnMut(&Delivery)) -> Option<Delivery> {
         (**self).request_with(msi, send)
     }
@@ -67,6 +80,10 @@ impl<R: RemapSource + ?Sized> RemapSource for Arc<R> {
 
     fn resolve(&self, msi: Msi) -> Option<Delivery> {
         (**self).resolve(msi)
+    }
+
+    fn route(&self, msi: Msi) -> Option<Delivery> {
+        (**self).route(msi)
     }
 
     fn request_with(&self, msi: Msi, send: &mut dyn FnMut(&Delivery)) -> Option<Delivery> {

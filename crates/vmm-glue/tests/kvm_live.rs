@@ -9,9 +9,12 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use amdvi_irt::{Delivery, DestMode, Trigger};
+use amdvi_regs::DeviceId;
 use amdvi_regs::msi::{DeliveryMode, Msi, MsiData};
 use amdvi_vmm_glue::ioapic::Ioapic;
-use amdvi_vmm_glue::kvm::{KvmIrqs, KvmMessage, KvmPins, MsiFormat, PinErrors, RouteTable};
+use amdvi_vmm_glue::kvm::{
+    IrqfdErrors, Irqfds, KvmIrqs, KvmMessage, KvmPins, MsiFormat, PinErrors, RouteTable,
+};
 use amdvi_vmm_glue::remap::RemapSource;
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MP_STATE_RUNNABLE,
@@ -251,6 +254,127 @@ fn an_irqfd_follows_its_route() {
     assert!(!pending(&machine.high, 0x62));
     assert!(!routes.commit(&machine.vm).unwrap());
     assert_eq!(routes.commits(), 3);
+}
+
+/// Message n goes to vector n at the low CPU or at the high one, or is blocked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    Low,
+    High,
+    Blocked,
+}
+
+struct Tables(Mutex<Entry>);
+
+impl Tables {
+    fn set(&self, entry: Entry) {
+        *self.0.lock().unwrap() = entry;
+    }
+}
+
+impl RemapSource for Tables {
+    fn request(&self, msi: Msi) -> Option<Delivery> {
+        let dest = match *self.0.lock().unwrap() {
+            Entry::Low => 0,
+            Entry::High => HIGH_ID,
+            Entry::Blocked => return None,
+        };
+        Some(fixed(dest, msi.data as u8))
+    }
+    fn resolve(&self, msi: Msi) -> Option<Delivery> {
+        self.request(msi)
+    }
+}
+
+/// Takes `vector` out of the IRR, as if it had been handled; whether it was there.
+fn take(vcpu: &VcpuFd, vector: u8) -> bool {
+    let was = pending(vcpu, vector);
+    let mut lapic = vcpu.get_lapic().unwrap();
+    let byte = 0x200 + usize::from(vector / 32) * 0x10 + usize::from(vector % 32 / 8);
+    lapic.regs[byte] &= !(1 << (vector % 8)) as i8;
+    vcpu.set_lapic(&lapic).unwrap();
+    was
+}
+
+#[test]
+fn irqfds_follow_the_tables_with_few_tables_of_routes() {
+    const VECTORS: u16 = 64;
+    const FIRST: u8 = 0x40;
+    let Some(machine) = machine() else { return };
+    let table = Arc::new(Mutex::new(RouteTable::new(MsiFormat::X2ApicApi, 24)));
+    let irqfds = Irqfds::new(Arc::clone(&machine.vm), table);
+    let tables = Arc::new(Tables(Mutex::new(Entry::High)));
+    let function = irqfds.function(0, DeviceId::new(0, 5, 0), Arc::clone(&tables), VECTORS);
+    let message = |vector: u16| Msi {
+        address: 0xfee0_0000,
+        data: u32::from(FIRST) + u32::from(vector),
+    };
+    let producers: Vec<_> = (0..VECTORS)
+        .map(|vector| function.producer(vector).unwrap())
+        .collect();
+    let fire = |vector: u16| {
+        producers[usize::from(vector)].write(1).unwrap();
+        // What the VMM's event loop does for an eventfd that can be read.
+        function.service(vector);
+    };
+    let arrives = |cpu: &VcpuFd, vector: u16| {
+        let vector = FIRST + vector as u8;
+        assert!(soon(|| take(cpu, vector)), "{vector:#x} does not arrive");
+    };
+    let other = |cpu| {
+        let (high, low) = (&machine.high, &machine.low);
+        if std::ptr::eq(cpu, high) { low } else { high }
+    };
+    let all_arrive = |cpu: &VcpuFd| {
+        (0..VECTORS).for_each(&fire);
+        (0..VECTORS).for_each(|vector| arrives(cpu, vector));
+        assert!((0..VECTORS).all(|vector| !pending(other(cpu), FIRST + vector as u8)));
+    };
+
+    (0..VECTORS).for_each(|vector| function.set_message(vector, Some(message(vector))));
+    all_arrive(&machine.high);
+    assert_eq!(irqfds.counters().commits, 0);
+    // Hot: all get their routes at once.
+    for _ in 0..64 {
+        fire(0);
+        arrives(&machine.high, 0);
+    }
+    assert_eq!(irqfds.counters().commits, 1);
+    assert!((0..VECTORS).all(|vector| function.route(vector).is_some()));
+    all_arrive(&machine.high);
+
+    // All of them go elsewhere: one table.
+    tables.set(Entry::Low);
+    irqfds.tables_changed(0, |_| true, || ());
+    assert_eq!(irqfds.counters().commits, 2);
+    let by_userspace = irqfds.counters().by_userspace;
+    all_arrive(&machine.low);
+    assert_eq!(
+        irqfds.counters().by_userspace,
+        by_userspace,
+        "KVM did it alone"
+    );
+    // Nothing has changed: none.
+    irqfds.tables_changed(0, |_| true, || ());
+    assert_eq!(irqfds.counters().commits, 2);
+
+    // Blocked: nothing arrives, and each came to the VMM.
+    tables.set(Entry::Blocked);
+    irqfds.tables_changed(0, |_| true, || ());
+    (0..VECTORS).for_each(&fire);
+    assert_eq!(
+        irqfds.counters().by_userspace,
+        by_userspace + u64::from(VECTORS)
+    );
+    // Masked: kept until it is not.
+    tables.set(Entry::High);
+    function.set_message(5, None);
+    fire(5);
+    assert!(!pending(&machine.high, FIRST + 5));
+    function.set_message(5, Some(message(5)));
+    arrives(&machine.high, 5);
+    all_arrive(&machine.high);
+    assert_eq!(irqfds.take_errors(), IrqfdErrors::default());
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Performance counters: registers, what is counted, filters, wraps.
 
-use amdvi_device::{Access, Pasid, Signal};
+use std::sync::Arc;
+
+use amdvi_device::testing::TestObserver;
+use amdvi_device::{Access, Changes, Pasid, Signal};
 use amdvi_regs::DeviceId;
 use amdvi_regs::command::{Command, CompletionWait, InvalidateIommuPages};
 use amdvi_regs::dte::{Dte, DteQ0, DteQ1, DteQ2};
@@ -166,6 +169,31 @@ fn interrupts_hit_and_miss_as_they_do_uncounted() {
     rig.set_control(|c| c.with_iommu_en(false));
     nic.signal(msi(0x31));
     assert_eq!(counted(&rig, 1), 0);
+}
+
+#[test]
+fn observers_hear_when_interrupts_begin_and_end_to_be_counted_and_routes_are_refused_meanwhile() {
+    let rig = Rig::enabled(COUNTED);
+    rig.set_irte32(0, fixed(0x40, 0));
+    let observer = Arc::new(TestObserver::default());
+    rig.iommu.add_observer(observer.clone());
+    let mut nic = rig.nic();
+    let resolved = nic.resolve(msi(0));
+    assert!(resolved.is_some());
+    assert_eq!(nic.route(msi(0)), resolved);
+    // Of DMA, and once more of interrupts.
+    count(&rig, 0, CounterEvent::MemPassUntrans);
+    assert_eq!(observer.take(), []);
+    count(&rig, 1, CounterEvent::IntDteHit);
+    assert_eq!(observer.take(), [Changes::All]);
+    count(&rig, 2, CounterEvent::IntDteMis);
+    assert_eq!(observer.take(), []);
+    assert_eq!((nic.route(msi(0)), nic.resolve(msi(0))), (None, resolved));
+    for n in [1, 2] {
+        rig.write(register(1, n, CounterFunction::Source), 0);
+    }
+    assert_eq!(observer.take(), [Changes::All]);
+    assert_eq!(nic.route(msi(0)), resolved);
 }
 
 #[test]

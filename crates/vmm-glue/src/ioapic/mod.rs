@@ -281,23 +281,25 @@ impl<S: IoapicSink> Ioapic<S> {
     /// since that EOI still comes from the old CPU with the old vector.
     pub fn tables_changed(&mut self) {
         let mut routed = false;
-        for pin in 0..PINS {
+        let mut unblocked = [false; PINS];
+        for (pin, unblocked) in unblocked.iter_mut().enumerate() {
             let state = self.pins[pin];
             let rte = Rte::from_bits(state.rte);
             if rte.masked() || !rte.level() || state.in_service.is_some() {
                 continue;
             }
             let target = self.sink.resolve(pin as u8, rte.message());
-            if state.blocked && target.is_some() {
-                self.evaluate(pin);
-            } else {
-                let needs_eoi = target.filter(|delivery| InService::of(delivery).is_some());
-                self.sink.route(pin as u8, needs_eoi.as_ref());
-                routed = true;
-            }
+            *unblocked = state.blocked && target.is_some();
+            let needs_eoi = target.filter(|delivery| InService::of(delivery).is_some());
+            self.sink.route(pin as u8, needs_eoi.as_ref());
+            routed = true;
         }
         if routed {
             self.sink.settle();
+        }
+        // Their routes are in force by now, so sending costs no table for each.
+        for pin in (0..PINS).filter(|&pin| unblocked[pin]) {
+            self.evaluate(pin);
         }
     }
 

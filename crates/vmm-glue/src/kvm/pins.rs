@@ -224,6 +224,39 @@ mod tests {
         assert_eq!(calls(&kvm), [Call::Routes((5..12).collect())]);
     }
 
+    /// Blocks until it is opened.
+    struct Gate(Cell<bool>);
+
+    impl RemapSource for Gate {
+        fn request(&self, msi: Msi) -> Option<Delivery> {
+            self.0.get().then(|| Delivery::from_msi(msi))
+        }
+        fn resolve(&self, msi: Msi) -> Option<Delivery> {
+            self.request(msi)
+        }
+    }
+
+    #[test]
+    fn pins_that_are_no_longer_blocked_fire_after_one_commit_for_all() {
+        let (kvm, gate) = (Recorder::default(), Gate(Cell::new(false)));
+        let routes = Arc::new(Mutex::new(RouteTable::new(MsiFormat::X2ApicApi, 24)));
+        let mut ioapic = Ioapic::new(0, KvmPins::new(&gate, &kvm, routes));
+        for pin in [5, 6, 7] {
+            ioapic.mmio_write(0x00, &[0x10 + 2 * pin]);
+            let low = 0x8030 + u32::from(pin);
+            ioapic.mmio_write(0x10, &low.to_le_bytes());
+            ioapic.set_line(pin.into(), true).unwrap();
+        }
+        assert_eq!(calls(&kvm), []);
+        gate.0.set(true);
+        ioapic.tables_changed();
+        let sent = [0x35, 0x36, 0x37].map(|vector| Call::Msi(0xc000 | vector));
+        let expected: Vec<_> = std::iter::once(Call::Routes(vec![5, 6, 7]))
+            .chain(sent)
+            .collect();
+        assert_eq!(calls(&kvm), expected);
+    }
+
     #[test]
     fn host_failures_are_counted_and_named() {
         let kvm = Recorder::default();

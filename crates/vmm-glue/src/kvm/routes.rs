@@ -1,6 +1,6 @@
 //! The VM's GSI routing table, changed in batches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use amdvi_irt::Delivery;
@@ -62,6 +62,8 @@ pub struct RouteTable {
     routes: Vec<Option<KvmMessage>>,
     /// GSIs that differ from what KVM holds → what KVM holds.
     changed: BTreeMap<u32, Option<KvmMessage>>,
+    /// GSIs whose route nobody uses, to be removed with the next table that is given to KVM.
+    retired: BTreeSet<u32>,
     /// GSIs that were handed out by `allocate`.
     allocated: Vec<bool>,
     commits: u64,
@@ -75,6 +77,7 @@ impl RouteTable {
             reserved_pins: reserved_pins.min(MAX_GSI + 1),
             routes: Vec::new(),
             changed: BTreeMap::new(),
+            retired: BTreeSet::new(),
             allocated: Vec::new(),
             commits: 0,
         }
@@ -100,6 +103,14 @@ impl RouteTable {
         }
         self.allocated[gsi] = true;
         Some(gsi as u32)
+    }
+
+    /// Nothing signals `gsi` any more: its route goes with the next table that KVM is given for
+    /// another reason, since to remove it is not worth a call. [`set`](Self::set) ends that.
+    pub fn retire(&mut self, gsi: u32) {
+        if self.get(gsi).is_some() {
+            self.retired.insert(gsi);
+        }
     }
 
     /// Takes back a GSI and removes its route.
@@ -137,6 +148,7 @@ impl RouteTable {
 
     /// `gsi` is at most `MAX_GSI`, which bounds the vector.
     fn put(&mut self, gsi: u32, message: Option<KvmMessage>) -> bool {
+        self.retired.remove(&gsi);
         let index = gsi as usize;
         let former = self.routes.get(index).copied().flatten();
         if former != message {
@@ -192,6 +204,9 @@ impl RouteTable {
     /// # Errors
     /// As [`commit`](Self::commit).
     pub fn commit_always<K: KvmIrqs + ?Sized>(&mut self, kvm: &K) -> Result<(), RouteError> {
+        for gsi in std::mem::take(&mut self.retired) {
+            self.put(gsi, None);
+        }
         let entries = self.entries();
         kvm.set_gsi_routing(&entries)
             .map_err(|source| RouteError::Kvm {
@@ -300,6 +315,30 @@ mod tests {
         table.set(30, None).unwrap();
         assert!(table.commit(&kvm).unwrap());
         assert_eq!(*kvm.tables.borrow(), vec![vec![30, 31], vec![31]]);
+        assert_eq!(table.get(30), None);
+    }
+
+    #[test]
+    fn a_retired_route_goes_with_the_next_table_and_causes_none() {
+        let (mut table, kvm) = (table(), Recorder::default());
+        for gsi in 30..33 {
+            table.set(gsi, Some(&target(1, 0x41))).unwrap();
+        }
+        table.commit(&kvm).unwrap();
+        table.retire(30);
+        table.retire(31);
+        table.retire(99);
+        assert!(!table.is_dirty() && !table.commit(&kvm).unwrap());
+        assert!(
+            !table.set(31, Some(&target(1, 0x41))).unwrap(),
+            "in use again, and KVM has it"
+        );
+        table.set(33, Some(&target(1, 0x42))).unwrap();
+        assert!(table.commit(&kvm).unwrap());
+        assert_eq!(
+            *kvm.tables.borrow(),
+            vec![vec![30, 31, 32], vec![31, 32, 33]]
+        );
         assert_eq!(table.get(30), None);
     }
 

@@ -1,0 +1,433 @@
+//! Irqfds under a guest that rewrites its tables: no interrupt by an old route, none lost, and few tables.
+
+mod irqfd_rig;
+
+use amdvi_regs::msi::Msi;
+use amdvi_vmm_glue::kvm::KvmMessage;
+use irqfd_rig::{HOT, Machine, Outcome, message, target};
+use proptest::prelude::*;
+
+#[test]
+fn a_vector_has_a_route_once_it_is_used_and_all_that_were_used_get_theirs_at_once() {
+    let m = Machine::new(2048);
+    for vector in 0..2047 {
+        assert_eq!(m.fire(vector), Outcome::Delivered(target(vector)));
+    }
+    assert_eq!((m.kvm.tables(), m.routed()), (0, 0));
+    for _ in 1..HOT {
+        assert_eq!(m.fire(7), Outcome::Delivered(target(7)));
+    }
+    assert_eq!((m.kvm.tables(), m.routed()), (1, 2047));
+    assert_eq!(m.function.route(2047), None, "it was never used");
+    let by_irqfd = m.irqfds.counters().by_irqfd;
+    assert_eq!(m.fire(5), Outcome::Delivered(target(5)));
+    assert_eq!(m.irqfds.counters().by_irqfd, by_irqfd + 1);
+    assert_eq!(m.irqfds.take_errors().count, 0);
+}
+
+#[test]
+fn retargeting_all_2048_with_one_wait_is_one_table() {
+    let m = Machine::hot(2048);
+    for vector in 0..2048 {
+        m.write(vector, Some(vector + 1));
+    }
+    m.invalidate();
+    m.wait();
+    assert_eq!((m.kvm.tables(), m.routed()), (2, 2048));
+    for vector in 0..2048 {
+        assert_eq!(m.fire(vector), Outcome::Delivered(target(vector + 1)));
+    }
+    let counters = m.irqfds.counters();
+    assert_eq!((counters.commits, counters.promotions), (2, 1));
+    assert_eq!((counters.rederived, counters.unchanged), (2048, 0));
+}
+
+#[test]
+fn retargeting_all_2048_with_a_wait_for_each_is_hardly_a_table() {
+    let m = Machine::hot(2048);
+    for vector in 0..2048 {
+        m.write(vector, Some(vector + 1));
+        m.invalidate();
+        m.wait();
+        assert_eq!(m.fire(vector), Outcome::Delivered(target(vector + 1)));
+    }
+    assert_eq!(m.kvm.tables(), 1, "each goes through the VMM for now");
+    for _ in 1..HOT {
+        m.fire(0);
+    }
+    assert_eq!((m.kvm.tables(), m.routed()), (2, 2048));
+    let counters = m.irqfds.counters();
+    assert_eq!(counters.taken_back, 2048);
+    assert!(counters.commits <= counters.notifications);
+}
+
+#[test]
+fn an_invalidation_that_changes_no_target_costs_kvm_nothing() {
+    let m = Machine::hot(300);
+    let before = m.irqfds.counters();
+    for round in 0..10 {
+        // The same entries again, and entries that no vector uses.
+        for vector in 0..300 {
+            m.write(vector, Some(vector));
+        }
+        m.write(1000, Some(round));
+        m.invalidate();
+        m.wait();
+        m.wait();
+    }
+    m.invalidate_other();
+    m.wait();
+    let counters = m.irqfds.counters();
+    assert_eq!((m.kvm.tables(), m.routed()), (1, 300));
+    assert_eq!(counters.commits, before.commits);
+    assert_eq!(counters.notifications - before.notifications, 10);
+    assert_eq!(counters.commits_avoided - before.commits_avoided, 10);
+    assert_eq!(counters.unchanged, 3000);
+}
+
+#[test]
+fn what_becomes_blocked_is_logged_and_not_delivered_by_the_old_route() {
+    let m = Machine::hot(100);
+    m.write(3, None);
+    m.invalidate();
+    m.wait();
+    let events = m.events();
+    for n in 1..=2 * u64::from(HOT) {
+        assert_eq!(m.fire(3), Outcome::Blocked);
+        assert_eq!(m.events(), events + n, "each is logged");
+    }
+    assert_eq!((m.kvm.tables(), m.function.route(3)), (1, None));
+    // And the way back.
+    m.write(3, Some(9));
+    m.invalidate();
+    m.wait();
+    for _ in 0..2 * HOT {
+        assert_eq!(m.fire(3), Outcome::Delivered(target(9)));
+    }
+    assert_eq!((m.kvm.tables(), m.function.route(3)), (2, Some(target(9))));
+}
+
+#[test]
+fn a_disabled_iommu_sends_what_the_message_says() {
+    let m = Machine::hot(100);
+    m.enable(false);
+    let raw = amdvi_irt::Delivery::from_msi(message(65));
+    assert_eq!(m.fire(65), Outcome::Delivered(raw));
+    m.enable(true);
+    assert_eq!(m.fire(65), Outcome::Delivered(target(65)));
+}
+
+#[test]
+fn while_a_counter_counts_interrupts_none_goes_past_the_iommu() {
+    let m = Machine::hot(100);
+    m.count_interrupts(true);
+    assert_eq!(m.routed(), 0);
+    for _ in 0..2 * HOT {
+        m.fire(1);
+    }
+    assert_eq!(m.counted(), 2 * u64::from(HOT));
+    m.count_interrupts(false);
+    for _ in 0..2 * HOT {
+        m.fire(1);
+    }
+    assert!(m.function.route(1).is_some());
+    assert_eq!(m.counted(), 2 * u64::from(HOT));
+}
+
+#[test]
+fn a_new_message_of_a_vector_does_not_go_by_the_route_of_the_old_one() {
+    let m = Machine::hot(100);
+    m.program(4, 50);
+    assert_eq!(m.fire(4), Outcome::Delivered(target(50)));
+    assert_eq!((m.kvm.tables(), m.function.route(4)), (1, None));
+}
+
+#[test]
+fn a_function_that_goes_gives_everything_back() {
+    let mut m = Machine::hot(100);
+    let other = m.another_function(0);
+    assert_eq!(m.kvm.assigned(), 100);
+    m.drop_function();
+    assert_eq!(m.kvm.assigned(), 0);
+    assert!(m.table.lock().unwrap().entries().is_empty());
+    assert_eq!(m.table.lock().unwrap().allocate(), Some(24));
+    drop(other);
+}
+
+#[test]
+fn when_kvm_refuses_the_table_interrupts_go_through_the_vmm() {
+    let m = Machine::hot(100);
+    m.kvm.refuse_tables(true);
+    for vector in 0..100 {
+        m.write(vector, Some(vector + 1));
+    }
+    m.invalidate();
+    m.wait();
+    assert_eq!(m.routed(), 0);
+    let errors = m.irqfds.take_errors();
+    assert_eq!(errors.count, 1);
+    let last = errors.last.unwrap();
+    assert!(last.contains("KVM_SET_GSI_ROUTING"), "{last}");
+    for vector in 0..100 {
+        assert_eq!(m.fire(vector), Outcome::Delivered(target(vector + 1)));
+    }
+    m.kvm.refuse_tables(false);
+    for _ in 0..HOT {
+        m.fire(0);
+    }
+    assert_eq!((m.kvm.tables(), m.routed()), (2, 100));
+}
+
+#[test]
+fn with_no_gsi_left_the_others_keep_theirs() {
+    let m = Machine::hot(2048);
+    let more = [m.another_function(0), m.another_function(0)];
+    for function in &more {
+        m.invalidate();
+        m.wait();
+        for vector in 0..2048 {
+            m.fire_through(function, vector, message(vector));
+        }
+        for _ in 0..HOT {
+            m.fire_through(function, 0, message(0));
+        }
+    }
+    // 24 pins, 4072 vectors.
+    assert_eq!(m.kvm.assigned(), 4072);
+    assert_eq!(
+        m.fire_through(&more[1], 2047, message(2047)),
+        Outcome::Delivered(target(2047))
+    );
+    let errors = m.irqfds.take_errors();
+    assert_eq!(errors.last.as_deref(), Some("irqfd: KVM has no GSI left"));
+}
+
+/// A device that the VMM does not see writes the eventfd.
+#[test]
+fn a_producer_outside_reaches_the_target_with_and_without_a_route() {
+    let m = Machine::new(4);
+    let (vector, event) = (2, m.function.producer(2).unwrap());
+    m.function.set_message(vector, Some(message(2)));
+    let send = |expected: Option<u16>| {
+        event.write(1).unwrap();
+        m.kvm.pump();
+        m.function.service(vector);
+        let sent = m.kvm.take_sent();
+        let expected = expected.map(|of| KvmMessage::encode(&target(of), m.format()).unwrap());
+        assert_eq!(sent, Vec::from_iter(expected));
+    };
+    for _ in 0..2 * HOT {
+        send(Some(2));
+    }
+    assert_eq!((m.kvm.tables(), m.routed()), (1, 1));
+
+    m.write(2, Some(8));
+    m.invalidate();
+    m.wait();
+    send(Some(8));
+    m.write(2, None);
+    m.invalidate();
+    m.wait();
+    let events = m.events();
+    send(None);
+    assert_eq!(m.events(), events + 1);
+}
+
+#[test]
+fn a_masked_vector_of_a_producer_outside_keeps_its_interrupt_and_sends_it_once() {
+    let m = Machine::new(4);
+    let event = m.function.producer(2).unwrap();
+    let mask = |masked: bool| {
+        let msi = (!masked).then(|| message(2));
+        m.function.set_message(2, msi);
+    };
+    let received = || {
+        m.kvm.pump();
+        m.function.service(2);
+        m.kvm.take_sent().len()
+    };
+    event.write(1).unwrap();
+    assert_eq!(received(), 0, "nothing is programmed");
+    mask(false);
+    assert_eq!(received(), 1);
+    for _ in 0..HOT {
+        event.write(1).unwrap();
+        assert_eq!(received(), 1);
+    }
+    assert!(m.function.route(2).is_some());
+    for _ in 0..3 {
+        mask(true);
+        assert_eq!(
+            received(),
+            0,
+            "what was delivered by the route is not sent again"
+        );
+        event.write(1).unwrap();
+        event.write(1).unwrap();
+        assert_eq!(received(), 0);
+        mask(false);
+        assert_eq!(received(), 1);
+        for _ in 0..HOT {
+            event.write(1).unwrap();
+            assert_eq!(received(), 1);
+        }
+        assert!(m.function.route(2).is_some());
+    }
+}
+
+#[test]
+fn one_table_serves_the_vectors_and_the_pins_of_an_ioapic() {
+    let m = Machine::hot(100);
+    for vector in 0..100 {
+        m.write(vector, Some(vector + 1));
+    }
+    // As an IOAPIC does: its pin's route changes for the same reason.
+    let others = || {
+        let mut table = m.table.lock().unwrap();
+        table.set(9, Some(&target(77))).unwrap();
+        table.commit(&*m.kvm).unwrap();
+    };
+    m.irqfds.tables_changed(0, |_| true, others);
+    assert_eq!((m.kvm.tables(), m.routed()), (2, 100));
+    assert_eq!(m.fire(3), Outcome::Delivered(target(4)));
+    // What another IOMMU's guest driver invalidates is not ours.
+    let notifications = m.irqfds.counters().notifications;
+    m.irqfds.tables_changed(1, |_| true, || ());
+    assert_eq!(m.irqfds.counters().notifications, notifications);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// An entry is rewritten: to a target, or blocked.
+    Write(u16, Option<u16>),
+    /// Several entries are.
+    WriteMany(u16, u16, u16),
+    Invalidate,
+    Wait,
+    /// A vector fires so often.
+    Fire(u16, u32),
+    /// A vector gets the message of an entry.
+    Program(u16, u16),
+    Enable(bool),
+    Count(bool),
+    RefuseTables(bool),
+}
+
+const VECTORS: u16 = 64;
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let vector = 0..VECTORS;
+    let step = prop_oneof![
+        4 => (vector.clone(), prop::option::weighted(0.8, 0..2048u16)).prop_map(|(v, t)| Step::Write(v, t)),
+        2 => (vector.clone(), vector.clone(), 0..2048u16).prop_map(|(a, b, t)| Step::WriteMany(a, b, t)),
+        4 => Just(Step::Invalidate),
+        4 => Just(Step::Wait),
+        6 => (vector.clone(), prop::sample::select(vec![1, 1, 1, 70])).prop_map(|(v, n)| Step::Fire(v, n)),
+        1 => (vector.clone(), vector).prop_map(|(v, i)| Step::Program(v, i)),
+        1 => any::<bool>().prop_map(Step::Enable),
+        1 => any::<bool>().prop_map(Step::Count),
+        1 => prop::bool::weighted(0.2).prop_map(Step::RefuseTables),
+    ];
+    prop::collection::vec(step, 1..80)
+}
+
+/// What the guest may see of an entry: what it says, and what it said since the last COMPLETION_WAIT
+/// that an invalidation stood before.
+type Allowed = Vec<Vec<Option<u16>>>;
+
+fn check_fire(m: &Machine, allowed: &Allowed, enabled: bool, vector: u16) {
+    let msi: Msi = m.programmed(vector);
+    let events = m.events();
+    let outcome = m.fire(vector);
+    let expected: Vec<Outcome> = if enabled {
+        let entry = &allowed[msi.data as usize];
+        let outcome =
+            |of: &Option<u16>| of.map_or(Outcome::Blocked, |of| Outcome::Delivered(target(of)));
+        entry.iter().map(outcome).collect()
+    } else {
+        vec![Outcome::Delivered(amdvi_irt::Delivery::from_msi(msi))]
+    };
+    assert!(
+        expected.contains(&outcome),
+        "{outcome:?}, not one of {expected:?}"
+    );
+    let logged = u64::from(outcome == Outcome::Blocked);
+    assert_eq!(m.events() - events, logged);
+}
+
+fn run(steps: Vec<Step>) {
+    let m = Machine::hot(VECTORS);
+    let mut allowed: Allowed = (0..VECTORS).map(|n| vec![Some(n)]).collect();
+    let (mut enabled, mut told) = (true, m.told());
+    // What the next COMPLETION_WAIT does: ends the use of old entries, tells the observer.
+    let (mut invalidated, mut pending) = (false, false);
+    for step in steps {
+        let tables = m.kvm.tables();
+        let (mut is_told, mut is_new) = (false, false);
+        let mut write = |entry: u16, to| {
+            m.write(entry, to);
+            allowed[usize::from(entry)].push(to);
+        };
+        match step {
+            Step::Write(entry, to) => write(entry, to),
+            Step::WriteMany(first, last, to) => {
+                (first..=last).for_each(|n| write(n, Some((to + n) % 2048)));
+            }
+            // Nobody takes commands then.
+            Step::Invalidate | Step::Wait if !enabled => {}
+            Step::Invalidate => {
+                m.invalidate();
+                (invalidated, pending) = (true, true);
+            }
+            Step::Wait => {
+                m.wait();
+                is_told = std::mem::take(&mut pending);
+                is_new = std::mem::take(&mut invalidated);
+            }
+            Step::Fire(vector, times) => {
+                for _ in 0..times {
+                    check_fire(&m, &allowed, enabled, vector);
+                }
+            }
+            Step::Program(vector, entry) => m.program(vector, entry),
+            Step::Enable(on) => {
+                m.enable(on);
+                is_told = on != enabled;
+                is_new = is_told;
+                pending |= is_told;
+                enabled = on;
+            }
+            Step::Count(on) => {
+                is_told = m.count_interrupts(on);
+                pending |= is_told;
+            }
+            Step::RefuseTables(refuse) => m.kvm.refuse_tables(refuse),
+        }
+        if is_new {
+            for entry in &mut allowed {
+                entry.drain(..entry.len() - 1);
+            }
+        }
+        if is_told {
+            told += 1;
+            m.assert_routes_are_fresh();
+            assert!(m.kvm.tables() - tables <= 1);
+        }
+        assert!(
+            m.kvm.tables() <= told,
+            "{} tables, told {told} times",
+            m.kvm.tables()
+        );
+        assert_eq!(m.kvm.lost(), 0, "written to an irqfd without a route");
+    }
+    let counters = m.irqfds.counters();
+    assert_eq!(counters.commits, m.kvm.tables());
+    assert_eq!(counters.notifications, told);
+}
+
+proptest! {
+    #[test]
+    fn every_interrupt_goes_where_the_guest_may_expect_it_and_tables_are_few(steps in steps()) {
+        run(steps);
+    }
+}
