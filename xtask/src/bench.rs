@@ -23,9 +23,10 @@ pub(crate) struct Args {
 
 /// Each group of benches and the baseline it is compared with, and how many elements one
 /// iteration of it handles.
-const RATIOS: [(&str, &str); 2] = [
+const RATIOS: [(&str, &str); 3] = [
     ("remap/", "baseline/atomic-load"),
     ("translate/hit/", "baseline/array-lookup"),
+    ("retarget/", "retarget/no-routes/wait-for-each"),
 ];
 
 /// Runs the benches.

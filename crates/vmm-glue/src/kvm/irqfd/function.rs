@@ -4,9 +4,9 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use amdvi_irt::Delivery;
+use amdvi_irt::{Delivery, Trigger};
 use amdvi_regs::DeviceId;
-use amdvi_regs::msi::Msi;
+use amdvi_regs::msi::{DeliveryMode, Msi};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Irqfds;
@@ -159,7 +159,7 @@ impl<K: KvmIrqfds> FunctionIrqfds<K> {
     }
 
     fn send(&self, delivery: &Delivery) {
-        let sent = KvmMessage::encode(delivery, self.vm.table().format())
+        let sent = KvmMessage::encode(delivery, self.vm.format)
             .map_err(|error| error.to_string())
             .and_then(|message| {
                 let sent = self.vm.kvm.signal_msi(message.to_msi());
@@ -198,10 +198,12 @@ impl<K: KvmIrqfds> FunctionIrqfds<K> {
                 continue;
             };
             rederived.vectors += 1;
-            match self.routable(msi) {
+            match self.source.route(msi) {
                 Some(delivery) if delivery == route => {}
-                Some(delivery) => plan.push(self.planned(index, msi, delivery)),
-                None => {
+                Some(delivery) if self.is_routable(&delivery) => {
+                    plan.push(self.planned(index, msi, delivery));
+                }
+                _ => {
                     self.take_back(&mut state);
                     rederived.taken_back += 1;
                 }
@@ -215,7 +217,8 @@ impl<K: KvmIrqfds> FunctionIrqfds<K> {
         for (index, vector) in self.vectors.iter().enumerate() {
             let state = vector.lock();
             if let (true, Some(msi)) = (state.is_warm(), state.msi)
-                && let Some(delivery) = self.routable(msi)
+                && let Some(delivery) = self.source.route(msi)
+                && self.is_routable(&delivery)
             {
                 plan.push(self.planned(index, msi, delivery));
             }
@@ -231,10 +234,15 @@ impl<K: KvmIrqfds> FunctionIrqfds<K> {
         }
     }
 
-    fn routable(&self, msi: Msi) -> Option<Delivery> {
-        let delivery = self.source.route(msi)?;
-        let carried = KvmMessage::encode(&delivery, self.vm.table().format()).is_ok();
-        (super::vector::is_routable(&delivery) && carried).then_some(delivery)
+    /// Whether a route can do what is to be delivered. What it can't is rare, and needs the VMM's eyes
+    /// anyhow: a level-triggered message an EOI, SMI and ExtINT somebody who knows what to do.
+    fn is_routable(&self, delivery: &Delivery) -> bool {
+        delivery.trigger == Trigger::Edge
+            && matches!(
+                delivery.delivery_mode,
+                DeliveryMode::Fixed | DeliveryMode::LowestPriority
+            )
+            && KvmMessage::encode(delivery, self.vm.format).is_ok()
     }
 }
 

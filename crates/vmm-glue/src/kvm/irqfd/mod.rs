@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use amdvi_regs::DeviceId;
 
-use super::{KvmIrqfds, RouteTable};
+use super::{KvmIrqfds, MsiFormat, RouteTable};
 use crate::remap::RemapSource;
 use counters::Tally;
 use function::{Planned, Rederived};
@@ -52,6 +52,7 @@ const TAKE_BACK_AT_MOST: usize = 32;
 pub struct Irqfds<K: KvmIrqfds> {
     kvm: K,
     table: Arc<Mutex<RouteTable>>,
+    format: MsiFormat,
     /// Held by whoever derives routes.
     functions: Mutex<Vec<Weak<FunctionIrqfds<K>>>>,
     tally: Tally,
@@ -60,9 +61,14 @@ pub struct Irqfds<K: KvmIrqfds> {
 impl<K: KvmIrqfds> Irqfds<K> {
     /// `table` is the VM's one table of routes.
     pub fn new(kvm: K, table: Arc<Mutex<RouteTable>>) -> Arc<Self> {
+        let format = table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .format();
         Arc::new(Self {
             kvm,
             table,
+            format,
             functions: Mutex::default(),
             tally: Tally::default(),
         })

@@ -3,8 +3,8 @@
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use amdvi_irt::{Delivery, Trigger};
-use amdvi_regs::msi::{DeliveryMode, Msi};
+use amdvi_irt::Delivery;
+use amdvi_regs::msi::Msi;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Interrupts that a vector sends through the VMM before it is worth a new table: a table costs as much
@@ -121,14 +121,4 @@ impl State {
             .and_then(|event| event.read().ok())
             .unwrap_or(0)
     }
-}
-
-/// Whether a route can do what is to be delivered. The others are rare, and some need the VMM's eyes:
-/// a level-triggered message an EOI, SMI and ExtINT a VMM that can do more than KVM.
-pub(super) fn is_routable(delivery: &Delivery) -> bool {
-    delivery.trigger == Trigger::Edge
-        && matches!(
-            delivery.delivery_mode,
-            DeliveryMode::Fixed | DeliveryMode::LowestPriority
-        )
 }
