@@ -123,8 +123,16 @@ pub mod reg {
     pub const PAGE_REQUESTS: u64 = 0xd8;
     /// RO, 64 bits: page requests since then that software has answered.
     pub const PAGE_RESPONSES: u64 = 0xe0;
+    /// RO, 64 bits: tables of routes that the VMM has given to KVM since the machine started, for all
+    /// functions and for the IOAPIC. 0 where it has none, here and in the next two.
+    pub const ROUTE_COMMITS: u64 = 0xe8;
+    /// RO, 64 bits: times since then that interrupt tables of functions with routes changed:
+    /// COMPLETION_WAITs behind an invalidation, and register writes that change what tables mean.
+    pub const ROUTE_CHANGES: u64 = 0xf0;
+    /// RO, 64 bits: interrupts since then that KVM delivered by a route, without the IOMMU.
+    pub const ROUTED: u64 = 0xf8;
     /// RW: 1 makes the TLB deaf: it counts invalidations, but carries none out and answers none.
-    pub const TLB_MUTE: u64 = 0xe8;
+    pub const TLB_MUTE: u64 = 0x7f8;
     /// RO, 64 bits each: the last [`super::RECORDS`] interrupts, see [`super::Record`];
     /// interrupt n stands at `RECORD_0 + 8·(n mod RECORDS)`.
     pub const RECORD_0: u64 = 0x100;
@@ -175,6 +183,8 @@ pub mod feature {
     pub const ATS: u32 = 1 << 3;
     /// It has a PRI capability.
     pub const PRI: u32 = 1 << 4;
+    /// Its vectors can be delivered by routes of KVM that the VMM keeps in step with the tables.
+    pub const IRQFD: u32 = 1 << 5;
 }
 
 /// Values of the OUTCOME register.

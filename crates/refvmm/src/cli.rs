@@ -25,7 +25,7 @@ use crate::report::{Human, Summary, json};
 use crate::run::host::{HostIommu, HostKvm};
 use crate::run::machine::{Device, Machine};
 use crate::run::plan::{self, Plan, Wishes};
-use crate::run::{self, Accel};
+use crate::run::{self, Accel, Interrupts};
 
 /// The device when `--device` is not given.
 pub const DEFAULT_DEVICE: &str = "amd-iommu,dma-remap=on,intremap=on,xtsup=on,numint2k=on";
@@ -82,6 +82,10 @@ pub struct Cli {
     /// What runs the guest; `auto` takes KVM where it is usable and says so where it is not
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
     accel: AccelChoice,
+
+    /// How the MSI-X vectors of devices reach the CPUs of a virtual machine
+    #[arg(long, value_enum, default_value_t)]
+    interrupts: Interrupts,
 
     /// Runs only this scenario; can be given several times
     #[arg(long, value_name = "NAME")]
@@ -281,6 +285,7 @@ fn execute_linux(kernel: PathBuf, cli: &Cli) -> Result<bool, String> {
         memory: cli.memory,
         cpus: cli.cpus.unwrap_or(1),
         timeout: cli.timeout.map(Duration::from_secs),
+        interrupts: cli.interrupts,
         board: &cli.board,
     };
     let (machines, outcome) = linux::run(kernel, &cli.linux, &common)?;
@@ -337,6 +342,7 @@ fn execute_scenarios(mut cli: Cli) -> Result<bool, String> {
         ram,
         scenarios: cli.scenario.clone(),
         cpus: cli.cpus,
+        interrupts: cli.interrupts,
     };
     let Plan { jobs, left_out } = plan::plan(&wishes).map_err(|error| error.to_string())?;
     let device = match device {

@@ -13,6 +13,7 @@ mod logs;
 mod own;
 mod remap;
 mod retarget;
+mod retarget_2k;
 mod state;
 mod types;
 
@@ -34,6 +35,8 @@ pub struct Needs {
     pub cpus: usize,
     /// The last CPU has an x2APIC ID above 255.
     pub high_apic_id: bool,
+    /// KVM delivers the endpoint's vectors by routes, where there is a KVM.
+    pub irqfds: bool,
 }
 
 /// One scenario.
@@ -98,6 +101,7 @@ const fn needs(device: &'static str, cpus: usize) -> Needs {
         host_caps: "",
         cpus,
         high_apic_id: false,
+        irqfds: false,
     }
 }
 
@@ -131,6 +135,8 @@ scenarios! {
         Needs { high_apic_id: true, ..needs(PLAIN, 2) } => remap::x2apic;
     "msi-retarget", "entries rewritten while a device fires: none lost, none late",
         needs(PLAIN, 3) => retarget::run;
+    "retarget-2k", "2048 entries rewritten while KVM delivers by routes: each right, few tables",
+        Needs { irqfds: true, ..needs(TWO_K, 4) } => retarget_2k::run;
     "completion-wait", "COMPLETION_WAIT: store, interrupt, flush, order, wrap",
         needs(PLAIN, 2) => commands::completion_wait;
     "command-errors", "a bad command stops the ring, is logged, and the ring restarts",

@@ -1,8 +1,8 @@
 //! The IOAPIC of `amdvi-vmm-glue`, connected to this board.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use amdvi_device::{Changes, Observer, Signal};
+use amdvi_device::Signal;
 use amdvi_irt::{Delivery, Trigger};
 use amdvi_regs::DeviceId;
 use amdvi_regs::msi::Msi;
@@ -73,14 +73,9 @@ impl BoardIoapic {
             handle: socket.handle(requester),
             injector,
         };
-        let ioapic = Arc::new(Self {
+        Arc::new(Self {
             inner: Mutex::new(Ioapic::new(layout::IOAPIC_ID, pins)),
-        });
-        socket.observe(Arc::new(RouteKeeper {
-            ioapic: Arc::downgrade(&ioapic),
-            requester,
-        }));
-        ioapic
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Ioapic<Pins>> {
@@ -107,22 +102,5 @@ impl BoardIoapic {
     /// The guest's tables changed: routes and blocked requests are looked at again.
     pub(super) fn tables_changed(&self) {
         self.lock().tables_changed();
-    }
-}
-
-/// Keeps the IOAPIC's routes in step with the guest's tables. Weak, since the device that it
-/// observes is what the IOAPIC's requests go through.
-struct RouteKeeper {
-    ioapic: Weak<BoardIoapic>,
-    requester: DeviceId,
-}
-
-impl Observer for RouteKeeper {
-    fn changed(&self, changes: &Changes) {
-        if changes.touches(self.requester)
-            && let Some(ioapic) = self.ioapic.upgrade()
-        {
-            ioapic.tables_changed();
-        }
     }
 }

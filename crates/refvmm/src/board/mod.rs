@@ -16,6 +16,7 @@ pub mod pci;
 mod places;
 pub(crate) mod properties;
 mod recorder;
+mod routes;
 mod slot;
 mod socket;
 #[cfg(test)]
@@ -28,6 +29,8 @@ use amdvi_device::Iommu;
 use amdvi_irt::Delivery;
 use amdvi_regs::dte::Dte;
 use amdvi_regs::{DeviceId, Segment};
+use amdvi_vmm_glue::RemapSource;
+use amdvi_vmm_glue::kvm::IrqfdCounters;
 use vm_memory::GuestMemoryMmap;
 
 use crate::layout;
@@ -40,6 +43,7 @@ use legacy::SerialPort;
 use pci::{Fixed, IommuFunction, PciBus};
 use places::Place;
 use recorder::Recorder;
+use routes::RouteKeeper;
 use slot::BarAllocator;
 use socket::Socket;
 use worker::{Bell, Worker};
@@ -52,6 +56,7 @@ pub use config::{
 pub use endpoint::{EndpointCounts, TlbCounts};
 pub use ivrs::{Alias, IvrsVariant, PROPERTIES as IVRS_PROPERTIES, Southbridge};
 pub use properties::PropertyError;
+pub use routes::{VectorRoutes, Vectors};
 pub use slot::{Line, Lines, Slot};
 pub use socket::{Handle, Space};
 
@@ -74,6 +79,37 @@ pub trait Injector: Send + Sync {
 
     /// A series of [`route_pin`](Self::route_pin) calls has ended; they must take effect now.
     fn commit_routes(&self) {}
+
+    /// Routes for the vectors of the function that is `requester` behind IOMMU number `iommu`, if this
+    /// machine can deliver past the IOMMU. `source` says what they must be.
+    fn vectors(
+        &self,
+        iommu: u32,
+        requester: DeviceId,
+        source: Arc<dyn RemapSource + Send + Sync>,
+        count: u16,
+    ) -> Option<Arc<dyn VectorRoutes>> {
+        let _ = (iommu, requester, source, count);
+        None
+    }
+
+    /// The guest's interrupt tables changed for those functions behind IOMMU number `iommu` that
+    /// `touches` says yes to: from the return on, no vector may go by an old route. `pins` does the same
+    /// for the IOAPIC, and calls [`commit_routes`](Self::commit_routes).
+    fn tables_changed(
+        &self,
+        iommu: u32,
+        touches: &dyn Fn(DeviceId) -> bool,
+        pins: &mut dyn FnMut(),
+    ) {
+        let _ = (iommu, touches);
+        pins();
+    }
+
+    /// What routes of vectors have cost, where there are some.
+    fn route_counters(&self) -> Option<IrqfdCounters> {
+        None
+    }
 }
 
 /// What can keep a board from being built.
@@ -147,6 +183,7 @@ pub struct Board {
     endpoints: Vec<Arc<TestEndpoint>>,
     fixed: Vec<Arc<dyn FixedDevice>>,
     serial: Option<Arc<SerialPort>>,
+    injector: Arc<dyn Injector>,
     // Ends before the devices that it works for.
     _worker: Worker,
 }
@@ -176,7 +213,17 @@ impl Board {
             Arc::new(Socket::new(options, Arc::clone(memory), host.clone()))
         };
         let sockets: Vec<_> = config.iommus.iter().map(socket).collect();
-        let ioapic = BoardIoapic::new(&sockets[places.ioapic], config.ivrs.ioapic, injector);
+        let requester = config.ivrs.ioapic;
+        let pins = Arc::clone(&injector);
+        let ioapic = BoardIoapic::new(&sockets[places.ioapic], requester, pins);
+        let keeper = |n| {
+            let ioapic = (n == places.ioapic).then_some((&ioapic, requester));
+            RouteKeeper::new(Arc::clone(&injector), n, ioapic)
+        };
+        let keepers: Vec<_> = (0..sockets.len()).map(keeper).collect();
+        for (socket, keeper) in sockets.iter().zip(&keepers) {
+            socket.observe(keeper.clone());
+        }
         let lines = Lines::new(&ioapic);
 
         let mut bus = PciBus::new();
@@ -221,6 +268,9 @@ impl Board {
                     .expect("each segment has a root bridge"),
             ),
             lines: Arc::clone(&lines),
+            iommu: place.iommu,
+            injector: Arc::clone(&injector),
+            recorder: Arc::clone(&recorder),
         };
         let mut endpoints = Vec::new();
         for (place, config) in places.endpoints.iter().zip(&config.endpoints) {
@@ -228,6 +278,8 @@ impl Board {
             let chipset = Chipset::new(
                 Arc::clone(slot.socket()),
                 Arc::clone(&ioapic),
+                Arc::clone(&keepers[place.iommu]),
+                Arc::clone(&injector),
                 Arc::clone(&bell),
             );
             let endpoint = Arc::new(TestEndpoint::new(
@@ -276,6 +328,7 @@ impl Board {
             endpoints,
             fixed,
             serial,
+            injector,
             _worker: worker,
         })
     }
@@ -339,6 +392,11 @@ impl Board {
         for socket in &self.sockets {
             socket.with(&mut look);
         }
+    }
+
+    /// What routes of vectors past the IOMMU have cost, where there are some.
+    pub fn route_counters(&self) -> Option<IrqfdCounters> {
+        self.injector.route_counters()
     }
 
     /// A local APIC ended the level-triggered interrupt of `vector`.

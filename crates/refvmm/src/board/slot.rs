@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use amdvi_regs::{DeviceId, Segment};
 use vm_memory::GuestMemoryMmap;
 
+use super::Injector;
 use super::ioapic::BoardIoapic;
+use super::recorder::Recorder;
+use super::routes::{RouteSource, Vectors};
 use super::socket::{Handle, Socket};
 use crate::layout;
 
@@ -131,6 +134,10 @@ pub struct Slot {
     pub(super) memory: Arc<GuestMemoryMmap>,
     pub(super) bars: Arc<BarAllocator>,
     pub(super) lines: Arc<Lines>,
+    /// The IOMMU's place in [`Config::iommus`](super::Config::iommus).
+    pub(super) iommu: usize,
+    pub(super) injector: Arc<dyn Injector>,
+    pub(super) recorder: Arc<Recorder>,
 }
 
 impl Slot {
@@ -153,6 +160,15 @@ impl Slot {
     /// interrupts. Each thread or queue should have its own.
     pub fn handle(&self) -> Arc<Handle> {
         self.socket.handle(self.requester)
+    }
+
+    /// The function's MSI-X vectors, to be asked for once: they go by routes where there are some.
+    pub fn vectors(&self, count: u16) -> Vectors {
+        let source = Arc::new(RouteSource(self.handle()));
+        let routes = self
+            .injector
+            .vectors(self.iommu as u32, self.requester, source, count);
+        Vectors::new(routes, Arc::clone(&self.recorder))
     }
 
     /// Guest memory by GPA. A function uses [`handle`](Self::handle) instead; this is what a

@@ -181,6 +181,11 @@ impl Handle {
         self.space().endpoint().resolve(msi)
     }
 
+    /// What would be delivered for a message, if it may go past the IOMMU now.
+    pub fn route(&self, msi: Msi) -> Option<Delivery> {
+        self.space().endpoint().route(msi)
+    }
+
     /// Sends an interrupt message in a way of the source's own. `deliver` gets the delivery and
     /// what sends it.
     pub fn signal_with(

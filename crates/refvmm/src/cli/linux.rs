@@ -13,6 +13,7 @@ use crate::board::{self, FunctionConfig};
 use crate::kvm::Vm;
 use crate::linux::{Files, Guest, Outcome};
 use crate::ram::{RamSize, RamWish};
+use crate::run::Interrupts;
 use crate::run::host::HostIommu;
 use crate::run::machine::{Device, Machine};
 
@@ -96,6 +97,7 @@ pub(super) struct Common<'a> {
     pub(super) memory: Option<RamSize>,
     pub(super) cpus: usize,
     pub(super) timeout: Option<Duration>,
+    pub(super) interrupts: Interrupts,
     pub(super) board: &'a BoardArgs,
 }
 
@@ -140,6 +142,7 @@ pub(super) fn run(
         apic_ids: apic_ids(common.cpus, args.high_apic_id),
         hide_kvm: args.hide_kvm,
         ram: first.ram.clone(),
+        interrupts: common.interrupts,
         board,
         timeout: common.timeout,
         no_reboot: args.no_reboot,

@@ -23,6 +23,7 @@ use crate::board::legacy::{Legacy, Power};
 use crate::board::{self, Board, BoardError};
 use crate::kvm::{self, Crew, End, Ending, KvmError, Vm, cpu};
 use crate::ram::Ram;
+use crate::run::Interrupts;
 use crate::run::vm::{Problems, VmInjector};
 use console::Terminal;
 use report::Samples;
@@ -101,6 +102,8 @@ pub struct Guest {
     pub hide_kvm: bool,
     /// Its RAM.
     pub ram: Ram,
+    /// How the vectors of its devices reach the CPUs.
+    pub interrupts: Interrupts,
     /// Its devices; what a PC has at fixed ports is added.
     pub board: board::Config,
     /// How long it may take, all resets included.
@@ -122,6 +125,8 @@ pub struct Outcome {
     pub resets: u32,
     /// How long all of it took.
     pub elapsed: Duration,
+    /// How the vectors of its devices reached the CPUs.
+    pub interrupts: Interrupts,
     /// Its devices in the end.
     pub devices: Devices,
     /// What went wrong on the host's side, such as interrupts that could not be delivered.
@@ -208,6 +213,7 @@ impl Guest {
             ended,
             resets,
             elapsed: began.elapsed(),
+            interrupts: self.interrupts,
             devices,
             problems: problems.take(),
         })
@@ -224,7 +230,7 @@ impl Guest {
         let vm = Vm::new(&self.ram, &self.apic_ids)?;
         self.board.high_bars = self.ram.high_bars(cpu::phys_bits(&vm.cpuid));
         let memory = Arc::new(vm.memory().clone());
-        let injector = Arc::new(VmInjector::new(&vm, problems));
+        let injector = Arc::new(VmInjector::new(&vm, self.interrupts, problems));
         let board = Arc::new(Board::new(&self.board, &memory, &self.apic_ids, injector)?);
         let entry = image::load(&self.files, &self.ram, &memory)?;
         self.set_up_cpus(&vm, entry)?;

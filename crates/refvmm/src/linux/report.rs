@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use amdvi_hostcap::ram::RamLayout;
 use amdvi_hostcap::{Conflict, Decision, Early, Fact, Gap, Note};
 use amdvi_regs::mmio::offset;
+use amdvi_vmm_glue::kvm::IrqfdCounters;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::Outcome;
 use crate::board::{Board, EndpointCounts};
+use crate::run::Interrupts;
 use crate::run::machine::Machine;
 
 /// The registers of an IOMMU that a report has, all of eight bytes.
@@ -54,6 +56,8 @@ pub struct Devices {
     pub iommus: Vec<IommuState>,
     /// The test endpoints, in the order of `--endpoint`.
     pub endpoints: Vec<EndpointState>,
+    /// What routes of vectors have cost since the last reset of the machine, with `--interrupts irqfd`.
+    pub routes: Option<IrqfdCounters>,
 }
 
 /// One test endpoint.
@@ -155,6 +159,7 @@ impl Devices {
         Self {
             iommus,
             endpoints: counts.enumerate().map(state).collect(),
+            routes: board.route_counters(),
         }
     }
 }
@@ -176,6 +181,7 @@ struct Object<'a> {
     host_notes: Vec<&'a Note>,
     host_conflicts: Vec<Conflict>,
     ram: &'a RamLayout,
+    interrupts: Interrupts,
     #[serde(flatten)]
     devices: &'a Devices,
     ended: &'a super::Ended,
@@ -218,6 +224,7 @@ pub fn json(machines: &[Machine], outcome: &Outcome) -> String {
         host_notes: facts.notes().collect(),
         host_conflicts: facts.conflicts(),
         ram: first.ram.layout(),
+        interrupts: outcome.interrupts,
         devices: &outcome.devices,
         ended: &outcome.ended,
         resets: outcome.resets,
@@ -280,6 +287,7 @@ mod tests {
             ended: Ended::TripleFault("CPU 0 …".into()),
             resets: 1,
             elapsed: Duration::from_millis(1500),
+            interrupts: Interrupts::Irqfd,
             devices: Devices::look(&board, &samples),
             problems: vec!["not delivered".into()],
         };
@@ -298,6 +306,10 @@ mod tests {
         // There is no device table; entry 0 of memory is all zeroes.
         assert_eq!(at("/endpoints/0/dtes"), &serde_json::json!(["0x0"]));
         assert_eq!(at("/endpoints/0/int_tab_len"), 11);
+        assert_eq!(
+            (at("/interrupts"), at("/routes")),
+            (&"irqfd".into(), &Value::Null)
+        );
         assert_eq!(at("/ended/how"), "triple-fault");
         assert_eq!((at("/passed"), at("/cpus")), (&false.into(), &2.into()));
         assert_eq!(at("/ram/placement").as_str(), Some("below-4-gib"));

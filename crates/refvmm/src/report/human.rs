@@ -331,6 +331,8 @@ mod tests {
             ns_per_interrupt: 321,
             detail: "2048 of 2048".into(),
             accel: "in-process",
+            interrupts: None,
+            routes: None,
             ms: 12,
             device: "amd-iommu".into(),
             host_caps: "none".into(),

@@ -90,6 +90,8 @@ mod tests {
             ns_per_interrupt: 300,
             detail: "a \"quoted\" detail\nin two lines".into(),
             accel: "in-process",
+            interrupts: None,
+            routes: None,
             ms: 12,
             device: "amd-iommu".into(),
             host_caps: "none".into(),

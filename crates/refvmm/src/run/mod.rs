@@ -9,11 +9,14 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use amdvi_guest::report::Report;
+use amdvi_vmm_glue::kvm::IrqfdCounters;
 use serde::Serialize;
 
 use crate::inproc;
 use crate::kvm::Payload;
 use plan::Job;
+
+pub use vm::Interrupts;
 
 /// What runs the guest.
 #[derive(Clone, Debug)]
@@ -53,6 +56,10 @@ pub struct Outcome {
     pub detail: String,
     /// What ran it.
     pub accel: &'static str,
+    /// How vectors reached the CPUs, if a VM ran it.
+    pub interrupts: Option<Interrupts>,
+    /// What routes of vectors have cost, if there were some.
+    pub routes: Option<IrqfdCounters>,
     /// How long it took, in milliseconds.
     pub ms: u64,
     /// The device it ran with.
@@ -71,7 +78,11 @@ pub struct Outcome {
 /// Runs one scenario. Never fails: what goes wrong is the outcome's detail.
 pub fn run(job: &Job, accel: &Accel, timeout: Duration) -> Outcome {
     let started = Instant::now();
-    let (result, log) = match accel {
+    let vm::Ran {
+        result,
+        log,
+        routes,
+    } = match accel {
         Accel::InProcess => in_process(job, timeout),
         Accel::Kvm(payload) => vm::run(job, payload, timeout),
     };
@@ -84,6 +95,8 @@ pub fn run(job: &Job, accel: &Accel, timeout: Duration) -> Outcome {
         ns_per_interrupt: 0,
         detail: String::new(),
         accel: accel.name(),
+        interrupts: matches!(accel, Accel::Kvm(_)).then_some(job.interrupts),
+        routes,
         ms: started.elapsed().as_millis() as u64,
         device: job.machine.requested.text.clone(),
         host_caps: job.machine.host.spec.to_string(),
@@ -107,7 +120,7 @@ pub fn run(job: &Job, accel: &Accel, timeout: Duration) -> Outcome {
 }
 
 /// A thread of its own, so that a scenario that never ends costs the run only its time.
-fn in_process(job: &Job, timeout: Duration) -> (Result<Report, String>, Vec<String>) {
+fn in_process(job: &Job, timeout: Duration) -> vm::Ran {
     let (lines, log) = mpsc::channel();
     let (done, result) = mpsc::channel();
     let (index, machine, apic_ids) = (job.index, job.machine.clone(), job.apic_ids.clone());
@@ -127,7 +140,11 @@ fn in_process(job: &Job, timeout: Duration) -> (Result<Report, String>, Vec<Stri
             Err(RecvTimeoutError::Disconnected) => Err("the scenario's code panicked".to_owned()),
         },
     };
-    (result, log.try_iter().collect())
+    vm::Ran {
+        result,
+        log: log.try_iter().collect(),
+        routes: None,
+    }
 }
 
 fn timed_out(timeout: Duration) -> String {

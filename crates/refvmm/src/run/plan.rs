@@ -6,6 +6,7 @@ use amdvi_guest::boot::MAX_CPUS;
 use amdvi_guest::scenarios::{self, Scenario};
 use amdvi_hostcap::{HostCapSpec, SpecError};
 
+use super::Interrupts;
 use super::host::HostIommu;
 use super::machine::{Device, Machine, apic_ids};
 use crate::board::{BoardError, Config, DeviceError};
@@ -24,6 +25,8 @@ pub struct Wishes {
     pub scenarios: Vec<String>,
     /// `--cpus`.
     pub cpus: Option<usize>,
+    /// `--interrupts`; a scenario that is about irqfds has them in any case.
+    pub interrupts: Interrupts,
 }
 
 /// One scenario to run.
@@ -39,6 +42,8 @@ pub struct Job {
     pub on_its_own: bool,
     /// Its CPUs.
     pub apic_ids: Vec<u32>,
+    /// How vectors reach them, in a VM.
+    pub interrupts: Interrupts,
 }
 
 /// A scenario that was not asked for by name, and that the wished-for machine can't run.
@@ -167,12 +172,18 @@ fn job(
         .max(wishes.cpus.unwrap_or(1))
         .min(MAX_CPUS);
     let apic_ids = apic_ids(cpus, scenario.needs.high_apic_id);
+    let interrupts = if scenario.needs.irqfds {
+        Interrupts::Irqfd
+    } else {
+        wishes.interrupts
+    };
     let job = |machine, on_its_own| Job {
         index,
         scenario,
         machine,
         on_its_own,
         apic_ids,
+        interrupts,
     };
     if wishes.device.is_none() && wishes.host.is_none() {
         return Ok(Ok(job(own, false)));
@@ -202,7 +213,7 @@ fn job(
 
 /// The scenarios that are about 2048 interrupts. The others use them where they are offered, and do
 /// with 512 as well.
-const ABOUT_2K: &[&str] = &["intremap-2k"];
+const ABOUT_2K: &[&str] = &["intremap-2k", "retarget-2k"];
 
 /// Whether a scenario makes sense on a machine that was not made for it.
 enum Fit {
@@ -367,11 +378,12 @@ mod tests {
             }
         );
         // Of the others' features such a host says nothing, which is never a yes.
-        let others: Vec<_> = all.left_out[1..].iter().map(|one| one.name).collect();
+        assert_eq!(all.left_out[1].name, "retarget-2k");
+        let others: Vec<_> = all.left_out[2..].iter().map(|one| one.name).collect();
         assert_eq!(others, ABOUT_FEATURES);
         assert_eq!(
             all.jobs.len(),
-            scenarios::ALL.len() - 1 - ABOUT_FEATURES.len()
+            scenarios::ALL.len() - 2 - ABOUT_FEATURES.len()
         );
         assert!(
             !find(&all.jobs, "ioapic").on_its_own,

@@ -5,11 +5,16 @@ use std::time::Duration;
 
 use amdvi_guest::report::Report;
 use amdvi_irt::Delivery;
-use amdvi_vmm_glue::kvm::RouteTable;
+use amdvi_regs::DeviceId;
+use amdvi_regs::msi::Msi;
+use amdvi_vmm_glue::RemapSource;
+use amdvi_vmm_glue::kvm::{FunctionIrqfds, IrqfdCounters, Irqfds, RouteTable};
+use clap::ValueEnum;
 use kvm_ioctls::VmFd;
+use serde::Serialize;
 
 use super::plan::Job;
-use crate::board::{self, Board, Injector};
+use crate::board::{self, Board, Injector, VectorRoutes};
 use crate::kvm::{self, Bus, Config, Machine, Payload, Start};
 use crate::layout;
 
@@ -32,6 +37,38 @@ impl Bus for Board {
 
     fn ioapic_eoi(&self, vector: u8) {
         self.eoi(vector);
+    }
+}
+
+/// How the MSI-X vectors of devices reach the local APICs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Interrupts {
+    /// Each is remapped by the VMM and sent with KVM_SIGNAL_MSI: the cheapest for devices in the VMM
+    #[default]
+    Signal,
+    /// KVM delivers what is written to irqfds, by routes that follow the guest's tables
+    Irqfd,
+}
+
+impl Interrupts {
+    /// The name, as `--interrupts` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Signal => "signal",
+            Self::Irqfd => "irqfd",
+        }
+    }
+}
+
+impl VectorRoutes for FunctionIrqfds<Arc<VmFd>> {
+    fn trigger(
+        &self,
+        vector: u16,
+        msi: Msi,
+        before: &mut dyn FnMut(&Delivery),
+    ) -> Option<Delivery> {
+        Self::trigger(self, vector, msi, before)
     }
 }
 
@@ -61,13 +98,16 @@ pub(crate) struct VmInjector {
     cpus: kvm::Injector,
     vm: Arc<VmFd>,
     routes: Arc<Mutex<RouteTable>>,
+    irqfds: Option<Arc<Irqfds<Arc<VmFd>>>>,
     problems: Problems,
 }
 
 impl VmInjector {
     /// The way of a board's devices into a VM.
-    pub(crate) fn new(vm: &kvm::Vm, problems: &Problems) -> Self {
+    pub(crate) fn new(vm: &kvm::Vm, interrupts: Interrupts, problems: &Problems) -> Self {
+        let irqfds = || Irqfds::new(Arc::clone(vm.fd()), Arc::clone(vm.routes()));
         Self {
+            irqfds: (interrupts == Interrupts::Irqfd).then(irqfds),
             cpus: vm.injector(),
             vm: Arc::clone(vm.fd()),
             routes: Arc::clone(vm.routes()),
@@ -106,19 +146,60 @@ impl Injector for VmInjector {
             self.note(format!("IOAPIC routes: {error}"));
         }
     }
+
+    fn vectors(
+        &self,
+        iommu: u32,
+        requester: DeviceId,
+        source: Arc<dyn RemapSource + Send + Sync>,
+        count: u16,
+    ) -> Option<Arc<dyn VectorRoutes>> {
+        let irqfds = self.irqfds.as_ref()?;
+        Some(irqfds.function(iommu, requester, source, count))
+    }
+
+    fn tables_changed(
+        &self,
+        iommu: u32,
+        touches: &dyn Fn(DeviceId) -> bool,
+        pins: &mut dyn FnMut(),
+    ) {
+        match &self.irqfds {
+            Some(irqfds) => irqfds.tables_changed(iommu, touches, pins),
+            None => pins(),
+        }
+    }
+
+    fn route_counters(&self) -> Option<IrqfdCounters> {
+        let irqfds = self.irqfds.as_ref()?;
+        if let Some(error) = irqfds.take_errors().last {
+            self.note(error);
+        }
+        Some(irqfds.counters())
+    }
 }
 
-/// Runs a scenario in a fresh VM: its report and what it printed.
-pub(super) fn run(
-    job: &Job,
-    payload: &Payload,
-    timeout: Duration,
-) -> (Result<Report, String>, Vec<String>) {
+/// What a scenario in a VM leaves.
+pub(super) struct Ran {
+    /// Its report.
+    pub(super) result: Result<Report, String>,
+    /// What it printed, and what went wrong on the host's side.
+    pub(super) log: Vec<String>,
+    /// What routes have cost, if there were some.
+    pub(super) routes: Option<IrqfdCounters>,
+}
+
+/// Runs a scenario in a fresh VM.
+pub(super) fn run(job: &Job, payload: &Payload, timeout: Duration) -> Ran {
     let problems = Problems::default();
-    let mut log = Vec::new();
-    let result = build_and_run(job, payload, timeout, &problems, &mut log);
+    let (mut log, mut routes) = (Vec::new(), None);
+    let result = build_and_run(job, payload, timeout, &problems, &mut log, &mut routes);
     log.append(&mut problems.take());
-    (result, log)
+    Ran {
+        result,
+        log,
+        routes,
+    }
 }
 
 fn build_and_run(
@@ -127,6 +208,7 @@ fn build_and_run(
     timeout: Duration,
     problems: &Problems,
     log: &mut Vec<String>,
+    routes: &mut Option<IrqfdCounters>,
 ) -> Result<Report, String> {
     let config = Config {
         ram: job.machine.ram.clone(),
@@ -134,19 +216,19 @@ fn build_and_run(
         timeout,
     };
     let machine = Machine::new(config).map_err(|error| error.to_string())?;
-    let injector = Arc::new(VmInjector::new(machine.vm(), problems));
+    let injector = Arc::new(VmInjector::new(machine.vm(), job.interrupts, problems));
     // A clone maps the same memory.
     let memory = Arc::new(machine.memory().clone());
     let parts = board::Config::scenario(job.machine.options.clone());
     let board =
-        Board::new(&parts, &memory, &job.apic_ids, injector).map_err(|error| error.to_string())?;
+        Board::new(&parts, &memory, &job.apic_ids, injector.clone()).map_err(|e| e.to_string())?;
     let start = Start {
         rsdp: layout::RSDP,
         scenario: job.index as u64,
     };
-    let run = machine
-        .run(Arc::new(board), payload, start)
-        .map_err(|error| error.to_string())?;
+    let run = machine.run(Arc::new(board), payload, start);
+    *routes = injector.route_counters();
+    let run = run.map_err(|error| error.to_string())?;
     log.extend(run.log.lines().map(str::to_owned));
     Ok(run.report)
 }

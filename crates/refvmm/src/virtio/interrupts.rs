@@ -7,8 +7,8 @@ use amdvi_regs::msi::{Msi, is_msi_address};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::lock;
-use crate::board::Handle;
 use crate::board::pci::{Msix, Request};
+use crate::board::{Handle, Vectors};
 
 /// VIRTIO_MSI_NO_VECTOR: this event has no vector.
 pub(super) const NO_VECTOR: u16 = 0xffff;
@@ -17,12 +17,12 @@ const ISR_QUEUE: u8 = 1;
 /// ISR status\[1\]: the device's configuration or status changed.
 const ISR_CONFIG: u8 = 2;
 
-/// Sends a message. One whose address is not in the interrupt window is what it is on the bus: a
+/// Sends the message of a vector. One whose address is not in the interrupt window is what it is on the bus: a
 /// write of four bytes to memory, which the IOMMU translates or refuses. The result is nobody's: a
 /// posted write has none.
-fn send(handle: &Handle, msi: Msi) {
+fn send(routes: &Vectors, handle: &Handle, vector: u16, msi: Msi) {
     if is_msi_address(msi.address) {
-        handle.signal(msi);
+        routes.signal(handle, vector, msi);
     } else {
         let mut space = handle.space();
         let _ = space
@@ -34,6 +34,7 @@ fn send(handle: &Handle, msi: Msi) {
 /// The MSI-X table, which event has which vector, and the ISR status.
 pub(super) struct Interrupts {
     vectors: u16,
+    routes: Vectors,
     /// Held while a message is sent, so that none is on its way after the driver masked its vector.
     msix: Mutex<Msix>,
     config: AtomicU16,
@@ -44,9 +45,10 @@ pub(super) struct Interrupts {
 
 impl Interrupts {
     /// A vector for each queue, and one for changes of the configuration.
-    pub(super) fn new(queues: u16) -> Self {
+    pub(super) fn new(queues: u16, routes: Vectors) -> Self {
         Self {
             vectors: queues + 1,
+            routes,
             msix: Mutex::new(Msix::new(queues + 1)),
             config: AtomicU16::new(NO_VECTOR),
             queues: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
@@ -113,7 +115,7 @@ impl Interrupts {
             && self.bus_master.load(Ordering::Acquire)
             && let Request::Send(msi) = msix.request(u32::from(vector))
         {
-            send(handle, msi);
+            send(&self.routes, handle, vector, msi);
         }
     }
 
@@ -121,8 +123,8 @@ impl Interrupts {
     pub(super) fn flush(&self, handle: &Handle) {
         let mut msix = lock(&self.msix);
         if self.bus_master.load(Ordering::Acquire) {
-            for msi in msix.take_ready() {
-                send(handle, msi);
+            for (vector, msi) in msix.take_ready_vectors() {
+                send(&self.routes, handle, vector, msi);
             }
         }
     }

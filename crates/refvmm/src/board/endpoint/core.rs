@@ -138,7 +138,7 @@ impl Core {
         let sender = Sender::new(
             slot,
             Dma::new(slot, &shared),
-            usize::from(options.vectors.max(amdvi_guest::endpoint::MSI_VECTORS)),
+            options.vectors.max(amdvi_guest::endpoint::MSI_VECTORS),
         );
         Self {
             state: Mutex::new(State {
@@ -177,6 +177,7 @@ impl Core {
             (pasid, feature::PASID),
             (ats, feature::ATS),
             (pri, feature::PRI),
+            (self.sender.has_routes(), feature::IRQFD),
         ]
         .into_iter()
         .filter(|(on, _)| *on)

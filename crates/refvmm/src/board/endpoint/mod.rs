@@ -15,6 +15,7 @@ mod tlb;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use amdvi_regs::dte::Dte;
+use amdvi_vmm_glue::kvm::IrqfdCounters;
 use serde::Serialize;
 
 use self::core::Core;
@@ -33,6 +34,8 @@ pub(crate) trait Services: Send + Sync {
     fn set_pin(&self, pin: u8, level: bool);
     /// Does a VMM command; `false` when it failed.
     fn vmm_command(&self, command: u32) -> bool;
+    /// What routes of vectors past the IOMMU have cost, where there are some.
+    fn route_counters(&self) -> Option<IrqfdCounters>;
 }
 
 /// What an endpoint has counted since its counters were cleared.

@@ -57,7 +57,8 @@ impl TestEndpoint {
             reg::VECTORS => pair(self.core.options().vectors.into(), self.core.features()),
             reg::INTX => pair(self.core.intx(), CHANNELS),
             reg::DMA_LIMIT => LIMIT.into(),
-            reg::TLB_ENTRIES..=reg::TLB_MUTE => self.tlb_word(offset),
+            reg::TLB_ENTRIES..=reg::PAGE_RESPONSES | reg::TLB_MUTE => self.tlb_word(offset),
+            reg::ROUTE_COMMITS | reg::ROUTE_CHANGES | reg::ROUTED => self.route_word(offset),
             reg::DMA_BUFFER..BUFFER_END => self.held(offset),
             reg::DMA_CHANNEL_0..channels::END => self.channels.word(offset),
             reg::VECTOR_SENT..SENT_END => {
@@ -83,6 +84,16 @@ impl TestEndpoint {
             reg::PAGE_REQUESTS => counts.page_requests,
             reg::PAGE_RESPONSES => counts.page_responses,
             _ => u64::from(tlb.mute.load(Ordering::Acquire)),
+        }
+    }
+
+    /// A counter of routes past the IOMMU.
+    fn route_word(&self, offset: u64) -> u64 {
+        let counters = self.services.route_counters().unwrap_or_default();
+        match offset {
+            reg::ROUTE_COMMITS => counters.commits,
+            reg::ROUTE_CHANGES => counters.notifications,
+            _ => counters.by_irqfd,
         }
     }
 

@@ -12,6 +12,7 @@ use amdvi_regs::msi::{Msi, is_msi_address};
 use super::Request;
 use super::dma::{AddressSpace, Dma};
 use super::stream::Stream;
+use crate::board::routes::Vectors;
 use crate::board::slot::Slot;
 use crate::board::socket::Handle;
 
@@ -132,20 +133,22 @@ impl Stats {
 /// The way from an interrupt message to its outcome, for one thread.
 pub(super) struct Sender {
     handle: Arc<Handle>,
+    vectors: Vectors,
     dma: Dma,
     stats: Arc<Stats>,
 }
 
 impl Sender {
     /// A sender of the function in `slot`, which counts this many vectors.
-    pub(super) fn new(slot: &Slot, dma: Dma, vectors: usize) -> Self {
+    pub(super) fn new(slot: &Slot, dma: Dma, vectors: u16) -> Self {
         let handle = slot.handle();
         // One handle of the function hears of invalidations for all of them.
         handle.set_ats(dma.shared().tlb.clone());
         Self {
             handle,
+            vectors: slot.vectors(vectors),
             dma,
-            stats: Arc::new(Stats::new(vectors)),
+            stats: Arc::new(Stats::new(vectors.into())),
         }
     }
 
@@ -153,6 +156,7 @@ impl Sender {
     pub(super) fn for_another_thread(&self, slot: &Slot, dma: Dma) -> Self {
         Self {
             handle: slot.handle(),
+            vectors: self.vectors.clone(),
             dma,
             stats: Arc::clone(&self.stats),
         }
@@ -160,6 +164,11 @@ impl Sender {
 
     pub(super) fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// Whether vectors can go past the IOMMU.
+    pub(super) fn has_routes(&self) -> bool {
+        self.vectors.have_routes()
     }
 
     pub(super) fn dma(&self) -> &Dma {
@@ -192,7 +201,11 @@ impl Sender {
         }
         let started = Instant::now();
         let outcome = if is_msi_address(msi.address) {
-            match self.handle.signal(msi) {
+            let signal = match vector {
+                Some(vector) => self.vectors.signal(&self.handle, vector, msi),
+                None => self.handle.signal(msi),
+            };
+            match signal {
                 Signal::Delivered(_) => outcome::DELIVERED,
                 Signal::Posted => outcome::POSTED,
                 Signal::Blocked(_) => outcome::BLOCKED,

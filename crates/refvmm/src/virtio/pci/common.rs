@@ -307,7 +307,10 @@ mod tests {
 
     impl Registers {
         fn new() -> Self {
-            Self(Common::new(OFFERED, [256, 64]), Interrupts::new(2))
+            Self(
+                Common::new(OFFERED, [256, 64]),
+                Interrupts::new(2, crate::board::Vectors::default()),
+            )
         }
 
         fn read(&self, offset: u64, len: usize) -> u64 {

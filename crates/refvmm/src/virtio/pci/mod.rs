@@ -47,7 +47,7 @@ impl VirtioFunction {
         let core = Arc::new(Core::new(
             model.identity.name,
             Common::new(model.features | COMMON_FEATURES, sizes),
-            Interrupts::new(count),
+            Interrupts::new(count, slot.vectors(count + 1)),
         ));
         let address = slot.place_bar(u64::from(layout::BAR_SIZE)) as u32;
         let config = core
