@@ -21,6 +21,8 @@ pub(super) enum Is {
     NotZero,
     /// It is a list, and these bits of one of its numbers are so.
     SomeBits { mask: u64, value: u64 },
+    /// It is a number, and not above the one at this pointer.
+    AtMost(&'static str),
 }
 
 /// These bits of a register are so.
@@ -55,6 +57,14 @@ pub(super) fn some_bits(pointer: &'static str, mask: u64, value: u64) -> Expect 
     }
 }
 
+/// It is a number, and not above the one at `limit`.
+pub(super) fn at_most(pointer: &'static str, limit: &'static str) -> Expect {
+    Expect {
+        pointer,
+        is: Is::AtMost(limit),
+    }
+}
+
 impl Expect {
     /// What is there, and whether it is as it must be.
     pub(super) fn holds(&self, report: &Value) -> (bool, String) {
@@ -82,6 +92,14 @@ impl Expect {
                     numbers.into_iter().any(|number| number & mask == *value),
                     format!("{found}, of one of which {mask:#x} must be {value:#x}"),
                 )
+            }
+            Is::AtMost(limit) => {
+                let limit = report.pointer(limit).and_then(number);
+                let holds = number(found)
+                    .zip(limit)
+                    .is_some_and(|(n, limit)| n <= limit);
+                let limit = limit.map_or("a number that is missing".into(), |n| n.to_string());
+                (holds, format!("{found}, at most {limit}"))
             }
             Is::Equal(value) => (found == value, format!("{found}, must be {value}")),
         }
@@ -114,6 +132,9 @@ mod tests {
         assert!(some_bits("/dtes", 1 << 55, 1 << 55).holds(&list).0);
         assert!(!some_bits("/dtes", 1 << 54, 1 << 54).holds(&list).0);
         assert!(!some_bits("/dtes/0", 0, 0).holds(&list).0);
+        let least = |limit| at_most("/iommus/0/sent", limit).holds(&report).0;
+        assert!(least("/iommus/0/sent") && least(control));
+        assert!(!least("/iommus/0/none") && !least("/iommus/1"));
         assert!(equal("/iommus/0/sent", 5).holds(&report).0);
         assert!(!equal("/iommus/0/sent", "5").holds(&report).0);
     }

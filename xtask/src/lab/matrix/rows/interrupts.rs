@@ -4,7 +4,7 @@ use amdvi_lab_guest::plan::{Affinity, Bits, Check, Cpus, Debugfs, Limit, Msix, P
 
 use super::{ALL, HAS_2K, NEW, Row, V6_12, V7};
 use crate::lab::matrix::Case;
-use crate::lab::matrix::expect::{bits, equal};
+use crate::lab::matrix::expect::{at_most, bits, equal, not_zero};
 
 /// CONTROL.NumIntRemapMode, bits 44:43.
 const NUM_INT: u64 = 3 << 43;
@@ -261,6 +261,20 @@ pub(super) const ROWS: &[Row] = &[
         kernels: ALL,
         subset: &[V7],
         make: |case| case.bare().reset(),
+    },
+    Row {
+        name: "M18-irqfd",
+        about: "affinity of interrupts that KVM delivers by routes: none lost, no more tables than COMPLETION_WAITs",
+        kernels: ALL,
+        subset: &[],
+        make: |case| {
+            case.iommu(TWO_K)
+                .args(&["--interrupts", "irqfd"])
+                .check_as("affinity", 120, Check::Affinity(Affinity::default()))
+                .machine(not_zero("/routes/by_irqfd"))
+                .machine(not_zero("/routes/rederived"))
+                .machine(at_most("/routes/commits", "/routes/notifications"))
+        },
     },
     Row {
         name: "M18-kexec",
