@@ -24,6 +24,11 @@ const PROPERTIES: &[(&str, &str, &str)] = &[
         "serial",
         "up to 20 bytes that the guest reads as its serial number",
     ),
+    (
+        "--disk",
+        "fail-after",
+        "a number of requests after which each further one fails, to see what a guest makes of it",
+    ),
     ("--disk", "addr", ADDR),
     (
         "--net",
@@ -111,6 +116,7 @@ impl FromStr for Disk {
             queues: 1,
             readonly: false,
             serial: String::new(),
+            fail_after: None,
         };
         let mut place = Place::default();
         for property in properties(text, &known("--disk"), &[])? {
@@ -124,6 +130,11 @@ impl FromStr for Disk {
                 }
                 "readonly" => config.readonly = property.switch()?,
                 "serial" => config.serial = property.value.to_owned(),
+                "fail-after" => {
+                    let requests = property.value.parse().ok();
+                    config.fail_after =
+                        Some(requests.ok_or_else(|| property.refused("a number of requests"))?);
+                }
                 // `properties` lets no others through.
                 _ => place = Place::parse(&property)?,
             }

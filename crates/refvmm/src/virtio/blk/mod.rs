@@ -8,6 +8,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use virtio_bindings::virtio_blk as bindings;
 
@@ -36,6 +37,9 @@ pub struct DiskConfig {
     pub readonly: bool,
     /// What the guest reads as the disk's serial number; at most 20 bytes of it.
     pub serial: String,
+    /// Requests to the file after which the disk fails: each further one ends as if the host could not
+    /// do it. For seeing what a guest makes of that.
+    pub fail_after: Option<u64>,
 }
 
 /// Why a disk can't be used.
@@ -65,6 +69,8 @@ pub(super) struct Disk {
     sectors: u64,
     readonly: bool,
     serial: [u8; 20],
+    /// Requests that are left until it fails.
+    left: Option<AtomicU64>,
 }
 
 impl Disk {
@@ -103,6 +109,16 @@ impl Disk {
             sectors,
             readonly: config.readonly,
             serial,
+            left: config.fail_after.map(AtomicU64::new),
+        })
+    }
+
+    /// Whether the disk still works; counts a request.
+    fn works(&self) -> bool {
+        let take = |left: u64| left.checked_sub(1);
+        self.left.as_ref().is_none_or(|left| {
+            left.try_update(Ordering::Relaxed, Ordering::Relaxed, take)
+                .is_ok()
         })
     }
 

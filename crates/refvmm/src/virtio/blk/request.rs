@@ -86,6 +86,17 @@ fn perform(disk: &Disk, session: &mut Session<'_>, mut chain: Chain) -> Result<(
     let Chain {
         readable, writable, ..
     } = chain;
+    let of_the_file = matches!(
+        kind,
+        bindings::VIRTIO_BLK_T_IN
+            | bindings::VIRTIO_BLK_T_OUT
+            | bindings::VIRTIO_BLK_T_FLUSH
+            | bindings::VIRTIO_BLK_T_DISCARD
+            | bindings::VIRTIO_BLK_T_WRITE_ZEROES
+    );
+    if of_the_file && !disk.works() {
+        return Err(Failure::Io);
+    }
     match kind {
         bindings::VIRTIO_BLK_T_IN => {
             let at = disk.range(sector, writable.len())?;

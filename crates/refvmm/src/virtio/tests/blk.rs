@@ -14,6 +14,7 @@ const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
 const FLUSH: u64 = 1 << 9;
+const MULTIQUEUE: u64 = 1 << 12;
 
 /// A file of `sectors` sectors with contents of which no two sectors are alike.
 pub(super) fn image(sectors: u64) -> (NamedTempFile, Vec<u8>) {
@@ -31,6 +32,7 @@ pub(super) fn config(file: &NamedTempFile) -> DiskConfig {
         queues: 1,
         readonly: false,
         serial: "a-serial".into(),
+        fail_after: None,
     }
 }
 
@@ -279,6 +281,64 @@ fn a_disk_that_is_read_only_is_not_written_to() {
 }
 
 #[test]
+fn a_disk_that_fails_says_so_for_each_request_and_the_queues_go_on() {
+    let (file, content) = image(64);
+    let failing = DiskConfig {
+        fail_after: Some(3),
+        queues: 2,
+        ..config(&file)
+    };
+    let rig = Rig::new([disk(failing)]);
+    let driver = Driver::new(&rig, 0);
+    let queues = driver.start(2, FLUSH | MULTIQUEUE);
+    let frame = Frame::new(&rig);
+    let data = rig.buffer(PAGE, READ | WRITE);
+    let read = |queue: usize| frame.request(&queues[queue], IN, 0, &[into(data.iova, SECTOR)]);
+    assert_eq!(read(0), (OK, 513));
+    assert_eq!(read(1), (OK, 513));
+    assert_eq!(frame.request(&queues[0], 4, 0, &[]), (OK, 1), "flush");
+    // More than a queue has entries.
+    data.write(0, &[0x77; SECTOR as usize]);
+    for n in 0..600 {
+        assert_eq!(read(n % 2), (IOERR, 0));
+    }
+    let write = [out(data.iova, SECTOR)];
+    assert_eq!(frame.request(&queues[1], OUT, 3, &write), (IOERR, 1));
+    assert_eq!(frame.request(&queues[0], 4, 0, &[]), (IOERR, 1), "flush");
+    let id = rig.buffer(20, WRITE);
+    let (status, _) = frame.request(&queues[0], 8, 0, &[into(id.iova, 20)]);
+    assert_eq!((status, &id.read(0, 8)[..]), (OK, &b"a-serial"[..]));
+    assert_eq!(data.read(0, SECTOR), [0x77; SECTOR as usize]);
+    assert!(std::fs::read(file.path()).unwrap() == content);
+    assert_eq!((rig.events(), driver.status()), (vec![], LIVE));
+    eventually("an interrupt for each request", || {
+        rig.cpus.count(FIRST_VECTOR) + rig.cpus.count(FIRST_VECTOR + 1) == 606
+    });
+}
+
+#[test]
+fn a_file_that_gets_shorter_under_the_disk_is_an_error_and_the_rest_can_be_read() {
+    for build in [build, build_waiting] {
+        let (file, content) = image(64);
+        let rig = Rig::new([build(&file)]);
+        let driver = Driver::new(&rig, 0);
+        let queues = driver.start(1, FLUSH);
+        let frame = Frame::new(&rig);
+        let data = rig.buffer(4 * PAGE, WRITE);
+        file.as_file().set_len(10 * SECTOR).unwrap();
+        let read = |sector, sectors: u64| {
+            let part = into(data.iova, sectors * SECTOR);
+            frame.request(&queues[0], IN, sector, &[part]).0
+        };
+        assert_eq!(read(4, 32), IOERR);
+        assert_eq!(read(40, 1), IOERR);
+        assert_eq!(read(4, 6), OK);
+        assert_eq!(data.read(0, 6 * SECTOR), content[2048..5120]);
+        assert_eq!((rig.events(), driver.status()), (vec![], LIVE));
+    }
+}
+
+#[test]
 fn sectors_are_discarded_and_made_zero_and_a_bad_segment_changes_nothing() {
     let (file, mut content) = image(64);
     let rig = Rig::new([build(&file)]);
@@ -331,7 +391,7 @@ fn queues_work_in_parallel_and_each_has_its_interrupt() {
     let rig = Rig::new([disk(config)]);
     let driver = Driver::new(&rig, 0);
     assert_eq!(driver.device_config(34, 2), u64::from(QUEUES));
-    let queues = driver.start(QUEUES, FLUSH | 1 << 12);
+    let queues = driver.start(QUEUES, FLUSH | MULTIQUEUE);
     // One driver keeps all queues busy: each has two requests in flight, in a quarter of the disk.
     let buffers: Vec<_> = (0..2 * QUEUES)
         .map(|_| (Frame::new(&rig), rig.buffer(2 * PAGE, READ | WRITE)))

@@ -2,6 +2,7 @@
 
 mod blk;
 mod chars;
+mod hostile;
 mod net;
 mod rig;
 mod transport;

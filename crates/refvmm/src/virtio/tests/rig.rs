@@ -9,7 +9,7 @@ use amdvi_regs::DeviceId;
 use amdvi_regs::command::{Command, CompletionWait, InvalidateIommuPages, InvalidationRange};
 use amdvi_regs::dte::{DteQ0, DteQ1, DteQ2};
 use amdvi_regs::irte::Irte32;
-use amdvi_regs::mmio::{Control, offset};
+use amdvi_regs::mmio::{Control, Status, offset};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::board::{Board, Config, EndpointConfig, FunctionBuilder, FunctionConfig, Injector};
@@ -27,6 +27,8 @@ const ROOT: u64 = 0x123_0000;
 /// Tables of the first 32 MiB of IOVAs, 2 MiB each.
 const LEAVES: u64 = 0x124_0000;
 const LEAF_TABLES: u64 = 16;
+/// A page of zeros, for tables without an entry.
+const EMPTY: u64 = 0x126_0000;
 const FIRST_IOVA: u64 = 0x1_0000;
 /// Pages are taken from here downwards, so that what is contiguous for a device is not in memory.
 const TOP: u64 = 0x3f0_0000;
@@ -153,6 +155,48 @@ impl Rig {
     fn iommu(&self, register: u64, value: u64) {
         self.board
             .mmio_write(IOMMU + register, &value.to_le_bytes());
+    }
+
+    /// A register of the IOMMU.
+    pub(crate) fn iommu_register(&self, register: u64) -> u64 {
+        let mut value = [0; 8];
+        self.board.mmio_read(IOMMU + register, &mut value);
+        u64::from_le_bytes(value)
+    }
+
+    /// From now on function `id` reaches no memory and no CPU: its tables are there, and empty.
+    pub(crate) fn cage(&self, id: DeviceId) {
+        let q0 = DteQ0::new()
+            .with_v(true)
+            .with_tv(true)
+            .with_mode(1)
+            .with_host_pt_root(EMPTY >> 12)
+            .with_ir(true)
+            .with_iw(true);
+        let q2 = DteQ2::new()
+            .with_iv(true)
+            .with_int_tab_len(9)
+            .with_int_ctl(2)
+            .with_int_tab_address(EMPTY);
+        let dte = DEVICE_TABLE + 32 * u64::from(id.0);
+        self.store(dte + 8, DteQ1::new().with_domain_id(DOMAIN + 1).into_bits());
+        self.store(dte + 16, q2.into_bits());
+        self.store(dte, q0.into_bits());
+    }
+
+    /// Starts the event log again, empty.
+    pub(crate) fn restart_events(&self) {
+        let control = self.iommu_register(offset::CONTROL);
+        let without = Control::from_bits(control).with_event_log_en(false);
+        self.iommu(offset::CONTROL, without.into_bits());
+        self.iommu(
+            offset::STATUS,
+            Status::new().with_event_overflow(true).into_bits(),
+        );
+        for register in [offset::EVENT_HEAD, offset::EVENT_TAIL] {
+            self.iommu(register, 0);
+        }
+        self.iommu(offset::CONTROL, control);
     }
 
     pub(crate) fn store(&self, gpa: u64, word: u64) {
