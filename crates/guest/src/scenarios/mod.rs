@@ -177,6 +177,8 @@ scenarios! {
         needs(PAGE_REQUESTS, 1) => dma::pri::run;
     "dirty", "accessed and dirty bits in host page tables, as a migration reads them",
         needs(DIRTY_BITS, 1) => dma::dirty::run;
+    "freed-tables", "tables freed and their memory reused under DMA and interrupts: never looked at again",
+        needs(DIRTY_BITS, 2) => dma::freed::run;
     "counters", "performance counters: exact, filtered, and reported when they wrap",
         needs(COUNTERS, 1) => dma::counters::run;
 }

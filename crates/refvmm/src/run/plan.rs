@@ -309,7 +309,7 @@ mod tests {
     }
 
     /// What is about features that no device has unless it is asked for them.
-    const ABOUT_FEATURES: [&str; 8] = [
+    const ABOUT_FEATURES: [&str; 9] = [
         "dma-v2",
         "dma-nested",
         "dma-pasid",
@@ -317,6 +317,7 @@ mod tests {
         "ats-timeout",
         "pri",
         "dirty",
+        "freed-tables",
         "counters",
     ];
 
@@ -341,7 +342,7 @@ mod tests {
         );
         assert_eq!(
             left_out(&all.replace("dirty-tracking=on", "dirty-tracking=accessed")),
-            ["dirty"]
+            ["dirty", "freed-tables"]
         );
     }
 

@@ -10,6 +10,7 @@ pub(super) mod counters;
 pub(super) mod dirty;
 pub(super) mod exclusion;
 pub(super) mod faults;
+pub(super) mod freed;
 pub(super) mod identity;
 pub(super) mod invalidate;
 pub(super) mod nested;
