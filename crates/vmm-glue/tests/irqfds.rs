@@ -2,9 +2,14 @@
 
 mod irqfd_rig;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+
 use amdvi_regs::msi::Msi;
-use amdvi_vmm_glue::kvm::KvmMessage;
-use irqfd_rig::{HOT, Machine, Outcome, message, target};
+use amdvi_vmm_glue::endpoint::RemappedSource;
+use amdvi_vmm_glue::kvm::{FunctionIrqfds, KvmMessage};
+use amdvi_vmm_glue::remap::RemapSource;
+use irqfd_rig::{HOT, Kvm, Machine, Outcome, message, target};
 use proptest::prelude::*;
 
 #[test]
@@ -275,6 +280,30 @@ fn a_masked_vector_of_a_producer_outside_keeps_its_interrupt_and_sends_it_once()
     }
 }
 
+/// KVM takes what is in an eventfd when it gets it, and leaves it there.
+#[test]
+fn what_was_written_just_before_kvm_got_the_eventfd_is_one_interrupt() {
+    let m = Machine::new(4);
+    let [early, hot] = [2, 3].map(|vector| {
+        m.function.set_message(vector, Some(message(vector)));
+        m.function.producer(vector).unwrap()
+    });
+    early.write(1).unwrap();
+    m.function.service(2);
+    early.write(1).unwrap();
+    for _ in 0..HOT {
+        hot.write(1).unwrap();
+        m.function.service(3);
+    }
+    assert_eq!(m.routed(), 2);
+    let of_2 = KvmMessage::encode(&target(2), m.format()).unwrap();
+    let sent = m.kvm.take_sent();
+    assert_eq!(sent.iter().filter(|sent| **sent == of_2).count(), 2);
+    m.function.set_message(2, None);
+    m.function.set_message(2, Some(message(2)));
+    assert_eq!(m.kvm.take_sent(), []);
+}
+
 #[test]
 fn one_table_serves_the_vectors_and_the_pins_of_an_ioapic() {
     let m = Machine::hot(100);
@@ -294,6 +323,62 @@ fn one_table_serves_the_vectors_and_the_pins_of_an_ioapic() {
     let notifications = m.irqfds.counters().notifications;
     m.irqfds.tables_changed(1, |_| true, || ());
     assert_eq!(m.irqfds.counters().notifications, notifications);
+}
+
+/// Threads fire while this one retargets what they fire: what they begin after a COMPLETION_WAIT is
+/// complete never goes to an older target, and nothing waits for ever.
+#[test]
+fn no_thread_sends_to_an_old_target_after_completion_wait() {
+    const VECTORS: u16 = 48;
+    const ROUNDS: u16 = 400;
+    let m = Machine::hot(VECTORS);
+    (0..VECTORS).for_each(|vector| m.write(vector, Some(0)));
+    m.invalidate();
+    m.wait();
+    let (completed, stop) = (AtomicU16::new(0), AtomicBool::new(false));
+    let fire = |first: u16, function: &FunctionIrqfds<Arc<Kvm>>, source: &RemappedSource| {
+        for (fired, vector) in (first..VECTORS).step_by(2).cycle().enumerate() {
+            if stop.load(Ordering::Acquire) {
+                return fired;
+            }
+            let floor = completed.load(Ordering::Acquire);
+            let msi = message(vector);
+            let delivery = function
+                .trigger(vector, msi, |_| ())
+                .or_else(|| source.request(msi));
+            let delivery = delivery.expect("no entry is ever blocked");
+            let round = (delivery.dest - 250) * 200 + u32::from(delivery.vector - 0x20);
+            assert!(round >= u32::from(floor), "round {round} after {floor}");
+        }
+        unreachable!("the vectors are repeated for ever")
+    };
+    let sources = [m.another_source(), m.another_source()];
+    let function = &m.function;
+    std::thread::scope(|scope| {
+        let fire = &fire;
+        let threads = [0, 1].map(|n| {
+            let source = &sources[usize::from(n)];
+            scope.spawn(move || fire(n, function, source))
+        });
+        for round in 1..=ROUNDS {
+            // All at once, with a new table; or few at a time, which are taken back.
+            let group = if round % 8 == 0 { VECTORS } else { 12 };
+            for first in (0..VECTORS).step_by(group.into()) {
+                (first..first + group).for_each(|vector| m.write(vector, Some(round)));
+                m.invalidate();
+                m.wait();
+            }
+            completed.store(round, Ordering::Release);
+        }
+        stop.store(true, Ordering::Release);
+        for thread in threads {
+            assert!(thread.join().unwrap() > 0);
+        }
+    });
+    let counters = m.irqfds.counters();
+    assert!(counters.commits <= counters.notifications);
+    assert!(counters.by_irqfd > 0 && counters.by_userspace > 0);
+    assert_eq!(m.irqfds.take_errors().count, 0);
 }
 
 #[derive(Clone, Debug)]
@@ -331,8 +416,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..80)
 }
 
-/// What the guest may see of an entry: what it says, and what it said since the last COMPLETION_WAIT
-/// that an invalidation stood before.
+/// What the guest may see of an entry: what it says, and what it said since the last invalidation that
+/// a COMPLETION_WAIT has completed.
 type Allowed = Vec<Vec<Option<u16>>>;
 
 fn check_fire(m: &Machine, allowed: &Allowed, enabled: bool, vector: u16) {
@@ -360,10 +445,10 @@ fn run(steps: Vec<Step>) {
     let mut allowed: Allowed = (0..VECTORS).map(|n| vec![Some(n)]).collect();
     let (mut enabled, mut told) = (true, m.told());
     // What the next COMPLETION_WAIT does: ends the use of old entries, tells the observer.
-    let (mut invalidated, mut pending) = (false, false);
+    let (mut invalidated, mut pending) = (None, false);
     for step in steps {
         let tables = m.kvm.tables();
-        let (mut is_told, mut is_new) = (false, false);
+        let (mut is_told, mut is_new): (_, Option<Vec<usize>>) = (false, None);
         let mut write = |entry: u16, to| {
             m.write(entry, to);
             allowed[usize::from(entry)].push(to);
@@ -377,12 +462,14 @@ fn run(steps: Vec<Step>) {
             Step::Invalidate | Step::Wait if !enabled => {}
             Step::Invalidate => {
                 m.invalidate();
-                (invalidated, pending) = (true, true);
+                // What is looked up from here on may be kept, whatever is written later.
+                let kept = |entry: &Vec<_>| entry.len() - 1;
+                (invalidated, pending) = (Some(allowed.iter().map(kept).collect()), true);
             }
             Step::Wait => {
                 m.wait();
                 is_told = std::mem::take(&mut pending);
-                is_new = std::mem::take(&mut invalidated);
+                is_new = invalidated.take();
             }
             Step::Fire(vector, times) => {
                 for _ in 0..times {
@@ -393,7 +480,10 @@ fn run(steps: Vec<Step>) {
             Step::Enable(on) => {
                 m.enable(on);
                 is_told = on != enabled;
-                is_new = is_told;
+                if is_told {
+                    is_new = Some(allowed.iter().map(|entry| entry.len() - 1).collect());
+                    invalidated = None;
+                }
                 pending |= is_told;
                 enabled = on;
             }
@@ -403,10 +493,8 @@ fn run(steps: Vec<Step>) {
             }
             Step::RefuseTables(refuse) => m.kvm.refuse_tables(refuse),
         }
-        if is_new {
-            for entry in &mut allowed {
-                entry.drain(..entry.len() - 1);
-            }
+        for (entry, old) in allowed.iter_mut().zip(is_new.iter().flatten()) {
+            entry.drain(..old);
         }
         if is_told {
             told += 1;

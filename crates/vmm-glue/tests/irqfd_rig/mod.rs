@@ -275,10 +275,15 @@ impl Machine {
         machine
     }
 
+    /// A way through the IOMMU for another thread.
+    pub(crate) fn another_source(&self) -> RemappedSource {
+        RemappedSource::new(self.iommu.endpoint(NIC))
+    }
+
     /// Another function with the same DeviceID and messages.
     pub(crate) fn another_function(&self, iommu: u32) -> Arc<FunctionIrqfds<Arc<Kvm>>> {
-        let source = RemappedSource::new(self.iommu.endpoint(NIC));
-        self.irqfds.function(iommu, NIC, source, 2048)
+        self.irqfds
+            .function(iommu, NIC, self.another_source(), 2048)
     }
 
     pub(crate) fn drop_function(&mut self) {
