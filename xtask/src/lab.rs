@@ -253,7 +253,7 @@ fn qemu() -> Result<PathBuf> {
     }
     let cache = cache()?;
     let launcher = cache.join("qemu/run");
-    if launcher.exists() && check(&launcher).is_ok() {
+    if launcher.exists() && bundle(&cache.join("qemu")).is_ok() && check(&launcher).is_ok() {
         return Ok(launcher);
     }
     fetch(&cache)?;
@@ -361,7 +361,19 @@ fn unpack(mirror: &str, downloads: &Path, new: &Path) -> Result<()> {
     let launcher = new.join("run");
     fs::write(&launcher, LAUNCHER)?;
     fs::set_permissions(&launcher, fs::Permissions::from_mode(0o755))?;
+    bundle(new)?;
     check(&launcher).context("the unpacked QEMU doesn't run")
+}
+
+/// Where QEMU's libraries are in the unpacked packages.
+const LIBRARIES: &str = "root/usr/lib/x86_64-linux-gnu";
+
+/// Keeps the unpacked QEMU to itself. Where the machine has a QEMU of its own, this one would load
+/// that one's modules besides its own, which end it; unless this folder is beside its program.
+fn bundle(qemu: &Path) -> Result<()> {
+    // The program is started by the loader among the libraries: to it that is where it is.
+    let folder = qemu.join(LIBRARIES).join("qemu-bundle");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))
 }
 
 /// Runs the unpacked QEMU with the libraries that were unpacked with it.
