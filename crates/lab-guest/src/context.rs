@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use amdvi_lab_guest::Number;
 use amdvi_lab_guest::interrupts::{Row, rows};
 use amdvi_lab_guest::pattern::matches;
 use amdvi_lab_init::kmsg::{self, Record};
@@ -28,6 +29,8 @@ pub(crate) struct Found {
     pub(crate) once: Vec<String>,
     /// Patterns of lines that the log may have.
     pub(crate) allow: Vec<String>,
+    /// What was measured.
+    pub(crate) numbers: Vec<Number>,
     /// MSI-X vectors that were fired.
     pub(crate) msix_vectors: u32,
     /// Those that came as often as they were fired.

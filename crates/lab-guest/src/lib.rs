@@ -15,4 +15,4 @@ pub mod plan;
 mod report;
 
 pub use plan::{Check, PLAN, Plan, Step, Then};
-pub use report::{MARKER, Outcome, Report, reports_in};
+pub use report::{MARKER, Number, Outcome, Report, reports_in};

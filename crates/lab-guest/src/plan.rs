@@ -3,6 +3,7 @@
 mod endpoint;
 mod features;
 mod stress;
+mod measure;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -14,6 +15,8 @@ pub use endpoint::{
 };
 pub use features::{Count, Counted, Counters, Dirty, Sva, Work};
 pub use stress::Stress;
+
+pub use measure::{MeasureDisk, MeasureMap, MeasureMsi, MeasureNet, MeasureRetarget, Repeats};
 
 /// Where the plan is in the initramfs.
 pub const PLAN: &str = "/plan.json";
@@ -159,6 +162,16 @@ pub enum Check {
     Counters(Counters),
     /// Interrupts that move, mappings, disks and networks, all at once.
     Stress(Stress),
+    /// How fast a disk is.
+    MeasureDisk(MeasureDisk),
+    /// How many packets a network interface takes and gives.
+    MeasureNet(MeasureNet),
+    /// How fast mappings are made and taken away.
+    MeasureMap(MeasureMap),
+    /// How many interrupts a function sends when it is told to.
+    MeasureMsi(MeasureMsi),
+    /// How long it takes to move an interrupt to another processor.
+    MeasureRetarget(MeasureRetarget),
 }
 
 impl Check {
@@ -189,6 +202,11 @@ impl Check {
             Self::Dirty(_) => "dirty",
             Self::Counters(_) => "counters",
             Self::Stress(_) => "stress",
+            Self::MeasureDisk(_) => "measure-disk",
+            Self::MeasureNet(_) => "measure-net",
+            Self::MeasureMap(_) => "measure-map",
+            Self::MeasureMsi(_) => "measure-msi",
+            Self::MeasureRetarget(_) => "measure-retarget",
         }
     }
 }
@@ -491,6 +509,7 @@ mod tests {
             Check::Dirty(Dirty::default()),
             Check::Counters(Counters::default()),
             Check::Stress(Stress::default()),
+            Check::MeasureRetarget(MeasureRetarget::default()),
         ] {
             let json = serde_json::to_value(Step::from(check.clone())).unwrap();
             assert_eq!(json["name"], check.name());

@@ -20,8 +20,19 @@ pub struct Outcome {
     pub detail: String,
 }
 
+/// Something that was measured several times.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Number {
+    /// What it is.
+    pub name: String,
+    /// Its unit, such as `1/s`.
+    pub unit: String,
+    /// What it was, each time.
+    pub values: Vec<f64>,
+}
+
 /// What came of the plan.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The kernel's release.
     pub kernel: String,
@@ -37,6 +48,9 @@ pub struct Report {
     pub msix_received: u32,
     /// Interrupts that came more often than they were fired.
     pub msix_duplicates: u64,
+    /// What was measured.
+    #[serde(default)]
+    pub numbers: Vec<Number>,
     /// Lines of the log that nothing allows.
     pub unexpected_log_lines: Vec<String>,
     /// What the first process could not do that it does before any check.
@@ -119,6 +133,11 @@ mod tests {
         let mut report = Report {
             kernel: "7.3".into(),
             checks: vec![passed("log")],
+            numbers: vec![Number {
+                name: "retarget-write".into(),
+                unit: "µs".into(),
+                values: vec![1.25, 1e6],
+            }],
             ..Report::default()
         };
         report.close();

@@ -127,6 +127,7 @@ impl Run {
                 .push(format!("look at the log: {error:#}")),
         }
         let found = self.context.found();
+        state.report.numbers.clone_from(&found.numbers);
         state.report.msix_vectors = found.msix_vectors;
         state.report.msix_received = found.msix_received;
         state.report.msix_duplicates = found.msix_duplicates;

@@ -4,41 +4,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-
-/// Gives an interface, by its name, an address in a /24 network.
-pub(crate) fn set_address(interface: &str, address: Ipv4Addr) -> io::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    let mask = Ipv4Addr::new(255, 255, 255, 0);
-    for (request, address) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, mask)] {
-        let mut ifr_name = [0; libc::IFNAMSIZ];
-        // The last byte stays zero.
-        for (to, from) in ifr_name[..libc::IFNAMSIZ - 1]
-            .iter_mut()
-            .zip(interface.bytes())
-        {
-            *to = from.cast_signed();
-        }
-        // A port of no meaning comes first.
-        let mut sa_data = [0; 14];
-        for (to, from) in sa_data[2..].iter_mut().zip(address.octets()) {
-            *to = from.cast_signed();
-        }
-        let ifru_addr = libc::sockaddr {
-            sa_family: libc::AF_INET as u16,
-            sa_data,
-        };
-        let asked = libc::ifreq {
-            ifr_name,
-            ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_addr },
-        };
-        // SAFETY: both requests read a `struct ifreq` with an address in it.
-        let done = unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw const asked) };
-        result(done.into())?;
-    }
-    Ok(())
-}
 
 /// Loads a kernel for `reboot(RB_KEXEC)`: its image, its initramfs and its command line.
 pub(crate) fn kexec_file_load(

@@ -1,14 +1,16 @@
 //! What the lab and the init of its guests say to each other: a plan goes in with the initramfs,
 //! a report comes out on the console. With what any first process of a guest needs.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod cpio;
 pub mod kmsg;
 pub mod machine;
+pub mod net;
 pub mod pci;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +31,9 @@ pub struct Plan {
     pub modules: Vec<Module>,
     /// PCI functions to bind to vfio-pci.
     pub vfio: Vec<PciId>,
+    /// Tap interfaces to make.
+    #[serde(default)]
+    pub taps: Vec<Tap>,
     /// Programs to run.
     pub commands: Vec<Command>,
     /// Ask the legacy VFIO container what it knows, with the first function of `vfio`.
@@ -44,6 +49,18 @@ pub struct Module {
     pub path: String,
     /// Its parameters, `name=value` separated by spaces.
     pub parameters: String,
+}
+
+/// A tap interface, for a virtual machine that init starts. Init is its peer: it answers pings and
+/// ARP as any Linux does, and sends back every UDP datagram that comes to a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tap {
+    /// The interface's name.
+    pub name: String,
+    /// Its address, in a /24 network.
+    pub address: Ipv4Addr,
+    /// The port.
+    pub echo: u16,
 }
 
 /// A PCI function by what it is: the lab does not know the address that it gets.
@@ -68,6 +85,10 @@ pub struct Command {
     /// Where its output goes.
     #[serde(default)]
     pub output: Output,
+    /// Texts to look for in the lines of its standard output, by a name, with [`Output::Console`]:
+    /// when each came first, and what memory the program had then, is part of the result.
+    #[serde(default)]
+    pub marks: BTreeMap<String, String>,
 }
 
 /// Where the output of a program goes.
@@ -121,6 +142,20 @@ pub struct Ran {
     pub stdout: String,
     /// Standard error, or why it could not be started.
     pub stderr: String,
+    /// Those of [`Command::marks`] that came, by their names.
+    #[serde(default)]
+    pub marks: BTreeMap<String, Mark>,
+}
+
+/// When a program printed something for the first time, and how large it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Microseconds since the program was started.
+    pub micros: u64,
+    /// KiB of memory that it had: its resident set.
+    pub resident_kib: u64,
+    /// Of these, those in its largest mapping. Of a virtual machine it is the guest's RAM.
+    pub largest_kib: u64,
 }
 
 /// What a legacy VFIO container with one group in it said.

@@ -2,6 +2,7 @@
 //! report and powers off; whatever goes wrong is part of the report.
 
 mod container;
+mod echo;
 mod output;
 
 use std::fs;
@@ -67,6 +68,13 @@ fn run(plan: &Plan, report: &mut Report) {
         .first()
         .map(|bound| bound.function.clone())
         .unwrap_or_default();
+    for tap in &plan.taps {
+        if let Err(error) = echo::start(tap) {
+            report
+                .problems
+                .push(format!("make the interface {}: {error}", tap.name));
+        }
+    }
     for command in &plan.commands {
         // A sign of life: an emulated machine that says nothing is taken for one that hangs.
         println!("amdvi-lab-init: {}", command.name);
@@ -79,10 +87,11 @@ fn run(plan: &Plan, report: &mut Report) {
         if let Some(user) = command.user {
             program.uid(user).gid(user);
         }
-        let ran = output::run(&mut program, command.output).unwrap_or_else(|error| Ran {
-            stderr: format!("cannot start: {error}"),
-            ..Ran::default()
-        });
+        let ran =
+            output::run(&mut program, command.output, &command.marks).unwrap_or_else(|error| Ran {
+                stderr: format!("cannot start: {error}"),
+                ..Ran::default()
+            });
         report.commands.insert(command.name.clone(), ran);
     }
     if plan.container {

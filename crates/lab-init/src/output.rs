@@ -1,19 +1,25 @@
 //! Running a program, and where its output goes.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Instant;
 
-use amdvi_lab_init::{Output, Ran};
+use amdvi_lab_init::{Mark, Output, Ran};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
 /// A longer line is passed on in pieces.
 const LINE: u64 = 1 << 20;
 
-/// Runs a program to its end.
-pub(crate) fn run(program: &mut Command, output: Output) -> io::Result<Ran> {
+/// Runs a program to its end, and looks for marks in what it prints to the console.
+pub(crate) fn run(
+    program: &mut Command,
+    output: Output,
+    marks: &BTreeMap<String, String>,
+) -> io::Result<Ran> {
     match output {
         Output::Report => {
             let output = program.output()?;
@@ -21,12 +27,13 @@ pub(crate) fn run(program: &mut Command, output: Output) -> io::Result<Ran> {
                 code: output.status.code(),
                 stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
                 stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+                ..Ran::default()
             })
         }
         Output::Console => {
             // What this kernel has to say would end up amid the program's lines.
             let _ = fs::write("/proc/sys/kernel/printk", "1");
-            stream(program)
+            stream(program, marks)
         }
         Output::Terminal => {
             let _ = fs::write("/proc/sys/kernel/printk", "1");
@@ -46,7 +53,8 @@ fn raw(terminal: impl AsFd) -> io::Result<()> {
     Ok(tcsetattr(&terminal, SetArg::TCSANOW, &settings)?)
 }
 
-fn stream(program: &mut Command) -> io::Result<Ran> {
+fn stream(program: &mut Command, marks: &BTreeMap<String, String>) -> io::Result<Ran> {
+    let start = Instant::now();
     let mut child = program
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -56,10 +64,18 @@ fn stream(program: &mut Command) -> io::Result<Ran> {
         .take()
         .map(|stderr| thread::spawn(move || copy(stderr, &mut io::stdout(), |_| ())));
     let mut object = Vec::new();
+    let mut seen = BTreeMap::new();
+    let id = child.id();
     if let Some(stdout) = child.stdout.take() {
         copy(stdout, &mut io::stdout(), |line| {
             if line.starts_with(b"{") && line.trim_ascii_end().ends_with(b"}") {
                 object = line.trim_ascii_end().to_vec();
+            }
+            for (name, text) in marks {
+                if !seen.contains_key(name) && contains(line, text.as_bytes()) {
+                    let micros = start.elapsed().as_micros() as u64;
+                    seen.insert(name.clone(), look(id, micros));
+                }
             }
         });
     }
@@ -71,7 +87,42 @@ fn stream(program: &mut Command) -> io::Result<Ran> {
         code: child.wait()?.code(),
         stdout: String::from_utf8_lossy(&object).into_owned(),
         stderr: String::new(),
+        marks: seen,
     })
+}
+
+fn contains(line: &[u8], text: &[u8]) -> bool {
+    line.windows(text.len().max(1)).any(|part| part == text)
+}
+
+/// Looks at a program that has just printed a mark. What can't be known is 0.
+fn look(id: u32, micros: u64) -> Mark {
+    let maps = fs::read_to_string(format!("/proc/{id}/smaps")).unwrap_or_default();
+    let (resident_kib, largest_kib) = memory(&maps);
+    Mark {
+        micros,
+        resident_kib,
+        largest_kib,
+    }
+}
+
+/// The resident KiB of all mappings, and those of the largest one: of `/proc/…/smaps`.
+fn memory(smaps: &str) -> (u64, u64) {
+    let field = |line: &str, name: &str| {
+        let value = line.strip_prefix(name)?.trim().strip_suffix("kB")?;
+        value.trim().parse::<u64>().ok()
+    };
+    let (mut all, mut size) = (0, 0);
+    let mut largest = (0, 0);
+    for line in smaps.lines() {
+        if let Some(kib) = field(line, "Size:") {
+            size = kib;
+        } else if let Some(kib) = field(line, "Rss:") {
+            all += kib;
+            largest = largest.max((size, kib));
+        }
+    }
+    (all, largest.1)
 }
 
 /// Copies lines, each in one piece, and shows them.
@@ -101,10 +152,26 @@ mod tests {
             "-c",
             "echo boot; echo '{\"a\":1}'; echo '{ no object'; printf '{\"b\":2}'; echo bad >&2; exit 3",
         ]);
-        let ran = stream(&mut program).unwrap();
+        let marks = [("x", "boo"), ("y", "\"b\""), ("z", "never")];
+        let marks = marks.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        let ran = stream(&mut program, &marks.into()).unwrap();
         assert_eq!(ran.code, Some(3));
+        let seen: Vec<_> = ran.marks.keys().collect();
+        assert_eq!(seen, ["x", "y"]);
         assert_eq!(ran.stdout, "{\"b\":2}");
         assert_eq!(ran.stderr, "", "the console has it");
+    }
+
+    #[test]
+    fn the_largest_mapping_is_told_from_all_others() {
+        let smaps = "1-2 r--p 0 0:0 0 /x\nSize:   8 kB\nRss:   4 kB\nPss:  1 kB\n\
+                     2-9 rw-p 0 0:0 0\nSize:  524288 kB\nRss:  1000 kB\n\
+                     9-a rw-p 0 0:0 0\nSize:  1024 kB\nRss:  1024 kB\n";
+        assert_eq!(memory(smaps), (2028, 1000));
+        assert_eq!(memory(""), (0, 0));
+        let own = fs::read_to_string("/proc/self/smaps").unwrap();
+        let (all, largest) = memory(&own);
+        assert!(all > 0 && largest <= all);
     }
 
     #[test]

@@ -248,6 +248,7 @@ fn plan() -> Plan {
             .collect(),
         user: None,
         output: amdvi_lab_init::Output::Report,
+        marks: Default::default(),
     };
     let unprivileged = |name: &str, args: &[&str]| Command {
         user: Some(NOBODY),
@@ -256,6 +257,7 @@ fn plan() -> Plan {
     Plan {
         modules: Vec::new(),
         vfio: vec![EDU_ID],
+        taps: Vec::new(),
         commands: vec![
             run("probe", &["probe", "--json"]),
             unprivileged("probe-nobody", &["probe", "--json"]),

@@ -232,6 +232,7 @@ impl Nested {
                 argv: args,
                 user: None,
                 output,
+                marks: Default::default(),
             }],
             ..Plan::default()
         };

@@ -21,19 +21,17 @@ const REQUESTS: [usize; 4] = [4 << 10, 64 << 10, 128 << 10, 16 << 10];
 /// Memory as direct access to a disk needs it.
 #[derive(Clone, FromBytes, IntoBytes)]
 #[repr(C, align(4096))]
-struct Page([u8; 4096]);
+pub(super) struct Page([u8; 4096]);
 
 const PAGE: usize = size_of::<Page>();
 
-fn buffer(bytes: usize) -> Vec<Page> {
+/// Room for so many bytes.
+pub(super) fn buffer(bytes: usize) -> Vec<Page> {
     vec![Page::new_zeroed(); bytes.div_ceil(PAGE)]
 }
 
 pub(super) fn check(want: &Disk) -> Result<String> {
-    let disks: Vec<_> = names("/sys/block")?
-        .into_iter()
-        .filter(|name| name.starts_with("vd"))
-        .collect();
+    let disks = disks()?;
     ensure!(
         disks.len() == want.disks,
         "there are {} disks {disks:?}, not {}",
@@ -46,6 +44,13 @@ pub(super) fn check(want: &Disk) -> Result<String> {
         said.push(one(disk, seed, want).with_context(|| format!("disk {disk}"))?);
     }
     Ok(said.join("; "))
+}
+
+/// The virtio disks.
+pub(super) fn disks() -> Result<Vec<String>> {
+    let mut names = names("/sys/block")?;
+    names.retain(|name| name.starts_with("vd"));
+    Ok(names)
 }
 
 fn one(disk: &str, seed: u64, want: &Disk) -> Result<String> {
@@ -103,7 +108,7 @@ fn sum(seed: u64, length: u64) -> u64 {
 }
 
 /// Interrupts of each request queue.
-fn queue_counts(disk: &str) -> Result<Vec<u64>> {
+pub(super) fn queue_counts(disk: &str) -> Result<Vec<u64>> {
     let device = fs::canonicalize(format!("/sys/block/{disk}/device"))?;
     let device = device.file_name().unwrap_or_default().to_string_lossy();
     let name = format!("{device}-req.");

@@ -15,6 +15,7 @@ mod interrupts;
 mod ivhd;
 mod limit;
 pub(crate) mod log;
+mod measure;
 mod msix;
 mod net;
 mod pins;
@@ -56,5 +57,10 @@ pub(crate) fn run(check: &Check, context: &Arc<Context>) -> Result<String> {
         Check::Dirty(want) => dirty::check(want),
         Check::Counters(want) => counters::check(want, context),
         Check::Stress(want) => stress::check(want, context),
+        Check::MeasureDisk(want) => measure::check_disk(want, context),
+        Check::MeasureNet(want) => measure::check_net(want, context),
+        Check::MeasureMap(want) => measure::check_map(want, context),
+        Check::MeasureMsi(want) => measure::check_msi(want.repeats, context),
+        Check::MeasureRetarget(want) => measure::check_retarget(want, context),
     }
 }

@@ -14,7 +14,6 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::context::{interrupts, names, pin, put, text};
-use crate::sys;
 
 /// The datagram's number, before what follows from it.
 const NUMBER: usize = 8;
@@ -26,17 +25,9 @@ const STRIDE: u64 = 4096;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of the stream that are on their way at a time.
 const PIECE: usize = 16 << 10;
-/// `IFF_UP`.
-const UP: u32 = 1;
 
 pub(super) fn check(want: &Net) -> Result<String> {
-    let interfaces: Vec<_> = names("/sys/class/net")?
-        .into_iter()
-        .filter(|name| {
-            let driver = format!("/sys/class/net/{name}/device/driver");
-            std::fs::read_link(driver).is_ok_and(|driver| driver.ends_with("virtio_net"))
-        })
-        .collect();
+    let interfaces = interfaces()?;
     ensure!(
         interfaces.len() == want.interfaces,
         "there are {} virtio network interfaces {interfaces:?}, not {}",
@@ -53,15 +44,28 @@ pub(super) fn check(want: &Net) -> Result<String> {
     Ok(said.join("; "))
 }
 
-fn one(name: &str, own: Ipv4Addr, want: &Net) -> Result<String> {
-    let folder = format!("/sys/class/net/{name}");
-    sys::set_address(name, own).context("set its address")?;
-    let flags = text(format!("{folder}/flags"))?;
-    let flags = u32::from_str_radix(flags.trim_start_matches("0x"), 16)? | UP;
+/// The virtio network interfaces.
+pub(super) fn interfaces() -> Result<Vec<String>> {
+    let mut names = names("/sys/class/net")?;
+    names.retain(|name| {
+        let driver = format!("/sys/class/net/{name}/device/driver");
+        std::fs::read_link(driver).is_ok_and(|driver| driver.ends_with("virtio_net"))
+    });
+    Ok(names)
+}
+
+/// Gives an interface an address in a /24 network and switches it on.
+pub(super) fn up(name: &str, own: Ipv4Addr) -> Result<()> {
     // Debian's default discipline drops datagrams of a flow that waited for long, which is no loss of
     // the machine's. A kernel without this file has none to choose from.
     let _ = put("/proc/sys/net/core/default_qdisc", "pfifo_fast");
-    put(format!("{folder}/flags"), &format!("{flags:#x}"))?;
+    amdvi_lab_init::net::set_address(name, own).context("set its address")?;
+    amdvi_lab_init::net::set_up(name).context("switch it on")
+}
+
+fn one(name: &str, own: Ipv4Addr, want: &Net) -> Result<String> {
+    let folder = format!("/sys/class/net/{name}");
+    up(name, own)?;
     let before = counts(&folder)?;
     let threads = want.threads.max(1);
     let peer = SocketAddr::from((want.peer, want.port));
