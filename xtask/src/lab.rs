@@ -5,6 +5,7 @@
 //! and root is not needed.
 
 mod build;
+mod compare;
 mod emulator;
 mod guest;
 mod host;
@@ -83,6 +84,10 @@ pub(crate) enum Args {
         #[arg(default_value = "M2/debian-7")]
         row: String,
     },
+    /// Measure Linux on the reference VMM and on QEMU, with and without an IOMMU
+    ///
+    /// Exits with 0 when all runs gave all numbers, and with 1 when one did not.
+    Compare(compare::Args),
     /// Compare our device with QEMU's amd-iommu on random cases
     #[command(disable_help_flag = true)]
     Diff {
@@ -153,6 +158,7 @@ pub(crate) fn lab(args: &Args) -> Result<ExitCode> {
             matrix::shell(row)?;
             Ok(ExitCode::SUCCESS)
         }
+        Args::Compare(args) => compare::run(args),
         Args::Diff { rest } => {
             let status = diff(&qemu()?, rest)
                 .status()

@@ -54,7 +54,7 @@ pub(super) struct Emulator<'a> {
 }
 
 /// How long a machine may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Limits {
     /// Without a word on its console.
     pub(super) silence: Duration,

@@ -1,13 +1,14 @@
 //! Where the reference VMM runs: on this machine's KVM, or, where that can't run Linux, on the KVM
 //! of an AMD machine that QEMU emulates.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use amdvi_lab_init::cpio::Cpio;
-use amdvi_lab_init::{Output, PLAN, Plan, report_in};
+use amdvi_lab_init::{Mark, Output, PLAN, Plan, Tap, report_in};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
@@ -18,6 +19,8 @@ use super::{build, cache, qemu};
 
 /// The name of the result of the reference VMM's run.
 const VMM: &str = "vmm";
+/// Where the reference VMM is in the emulated machine.
+const REFVMM: &str = "/bin/amdvi-refvmm";
 /// Where files of a job are in the emulated machine.
 const FOLDER: &str = "/job";
 /// Processors of the emulated machine: more than this machine has are of no use.
@@ -25,10 +28,10 @@ const CPUS: u32 = 2;
 /// Its memory in MiB: archives are there twice while they are unpacked.
 const MEMORY: u32 = 4096;
 
-/// A run of the reference VMM.
-#[derive(Clone, Debug)]
+/// A run of the reference VMM, or of another one.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Job {
-    /// Arguments of the reference VMM. `{NAME}` stands for the path of a file.
+    /// Arguments of the VMM. `{NAME}` stands for the path of a file.
     pub(super) args: Vec<String>,
     /// Files: name and where they are here.
     pub(super) files: Vec<(&'static str, PathBuf)>,
@@ -36,6 +39,23 @@ pub(super) struct Job {
     pub(super) cpu: &'static [&'static str],
     /// How long all of it may take.
     pub(super) limits: Limits,
+    /// Another VMM; needs an emulated machine.
+    pub(super) vmm: Option<Vmm>,
+    /// More of the command line of the emulated machine's kernel.
+    pub(super) host_cmdline: &'static str,
+    /// Interfaces of the emulated machine that the virtual one is connected to.
+    pub(super) taps: Vec<Tap>,
+    /// What to look for in what the VMM prints, see [`amdvi_lab_init::Command::marks`].
+    pub(super) marks: BTreeMap<String, String>,
+}
+
+/// Another VMM than the reference VMM.
+#[derive(Clone, Debug)]
+pub(super) struct Vmm {
+    /// The program, and the arguments before those of the job.
+    pub(super) argv: Vec<String>,
+    /// The files that it is made of: where in the emulated machine, and where here.
+    pub(super) files: Vec<(String, PathBuf)>,
 }
 
 /// What came of it.
@@ -49,6 +69,8 @@ pub(super) struct Ran {
     pub(super) console: String,
     /// What went wrong with the emulator and was overcome.
     pub(super) remarks: Vec<String>,
+    /// The job's marks that came; none where there is no emulated machine.
+    pub(super) marks: BTreeMap<String, Mark>,
 }
 
 /// What runs the reference VMM.
@@ -81,12 +103,7 @@ impl Runner {
             }
             Err(why) => why,
         };
-        Ok(Self::Nested(Box::new(Nested {
-            qemu: qemu()?,
-            kernel: build::built(&cache()?)?,
-            programs,
-            why,
-        })))
+        Ok(Self::Nested(Box::new(Nested::prepare(programs, why)?)))
     }
 
     /// The name of the acceleration, for reports.
@@ -118,6 +135,9 @@ impl Runner {
         fs::create_dir_all(folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
         match self {
+            Self::Host { .. } if job.vmm.is_some() || !job.taps.is_empty() => {
+                bail!("another VMM, and interfaces of the host, need an emulated machine")
+            }
             Self::Host { refvmm } => {
                 let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
                 if let Some(feature) = job.lacks(&cpuinfo) {
@@ -195,6 +215,21 @@ impl Job {
 }
 
 impl Nested {
+    /// An emulated machine; `why` it is one is for people.
+    pub(super) fn prepare(programs: Programs, why: String) -> Result<Self> {
+        Ok(Self {
+            qemu: qemu()?,
+            kernel: build::built(&cache()?)?,
+            programs,
+            why,
+        })
+    }
+
+    /// The QEMU that emulates it.
+    pub(super) fn qemu(&self) -> &Path {
+        &self.qemu
+    }
+
     fn emulator<'a>(
         &'a self,
         job: &Job,
@@ -221,10 +256,16 @@ impl Nested {
         for directory in ["bin", "dev", "lab", FOLDER.trim_start_matches('/')] {
             cpio.directory(directory);
         }
+        let (mut args, vmm_files) = match &job.vmm {
+            Some(vmm) => (vmm.argv.clone(), vmm.files.clone()),
+            None => (vec![REFVMM.to_owned()], Vec::new()),
+        };
+        for directory in directories(&vmm_files) {
+            cpio.directory(directory.trim_start_matches('/'));
+        }
         // The kernel opens it for init before there is a devtmpfs.
         cpio.device("dev/console", 5, 1);
         let place = |name: &str| format!("{FOLDER}/{name}");
-        let mut args = vec!["/bin/amdvi-refvmm".to_owned()];
         args.extend(job.args_with(|name, _| place(name)));
         let plan = Plan {
             commands: vec![amdvi_lab_init::Command {
@@ -232,14 +273,16 @@ impl Nested {
                 argv: args,
                 user: None,
                 output,
-                marks: Default::default(),
+                marks: job.marks.clone(),
             }],
+            taps: job.taps.clone(),
             ..Plan::default()
         };
-        let mut files = vec![
-            ("/init".to_owned(), &self.programs.init),
-            ("/bin/amdvi-refvmm".to_owned(), &self.programs.refvmm),
-        ];
+        let mut files = vec![("/init".to_owned(), &self.programs.init)];
+        if job.vmm.is_none() {
+            files.push((REFVMM.to_owned(), &self.programs.refvmm));
+        }
+        files.extend(vmm_files.iter().map(|(path, here)| (path.clone(), here)));
         files.extend(job.files.iter().map(|(name, here)| (place(name), here)));
         for (path, here) in files {
             let contents =
@@ -256,16 +299,20 @@ impl Nested {
         })
     }
 
-    fn run(&self, job: &Job, folder: &Path, watch: &mut Watch<'_>) -> Result<Ran> {
+    /// Runs the job's VMM in it to its end.
+    pub(super) fn run(&self, job: &Job, folder: &Path, watch: &mut Watch<'_>) -> Result<Ran> {
         let files = self.initrd(job, Output::Console, folder)?;
         let mut remarks = Vec::new();
         let cpu = job.cpu_features();
-        let emulator = self.emulator(job, &files, "", &cpu);
+        let emulator = self.emulator(job, &files, job.host_cmdline, &cpu);
         let console = emulator.run(&folder.join("console"), &mut remarks, watch);
         // It is large, and of no interest any more.
         let _ = fs::remove_file(&files.initrd);
         let console = console?;
         let mut report = report_in(&console).map_err(anyhow::Error::msg)?;
+        if let Some(problem) = report.problems.first() {
+            bail!("the emulated machine could not {problem}");
+        }
         let ran = report
             .commands
             .remove(VMM)
@@ -275,6 +322,7 @@ impl Nested {
             json: serde_json::from_str(&ran.stdout).ok(),
             console,
             remarks,
+            marks: ran.marks,
         })
     }
 }
@@ -321,7 +369,21 @@ fn direct(refvmm: &Path, job: &Job, folder: &Path, watch: &mut Watch<'_>) -> Res
         json,
         console: console.text + &fs::read_to_string(&errors).unwrap_or_default(),
         remarks: Vec::new(),
+        marks: BTreeMap::new(),
     })
+}
+
+/// The folders that files are in, each after the one that it is in.
+fn directories(files: &[(String, PathBuf)]) -> BTreeSet<&str> {
+    let above = |path: &str| {
+        path.match_indices('/')
+            .map(|(at, _)| at)
+            .collect::<Vec<_>>()
+    };
+    let folders = files
+        .iter()
+        .flat_map(|(path, _)| above(path).into_iter().map(|at| &path[..at]));
+    folders.filter(|folder| !folder.is_empty()).collect()
 }
 
 /// Whether this machine's KVM can run an unmodified Linux, or why not.
@@ -375,12 +437,19 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_comes_before_what_is_in_it() {
+        let files = ["/q/lib/x", "/q/y", "/z"].map(|path| (path.to_owned(), PathBuf::new()));
+        let folders: Vec<_> = directories(&files).into_iter().collect();
+        assert_eq!(folders, ["/q", "/q/lib"]);
+    }
+
+    #[test]
     fn arguments_name_files_where_they_are() {
         let job = Job {
             args: vec!["--disk".to_owned(), "path={disk},queues=2".to_owned()],
             files: vec![("disk", PathBuf::from("/here/disk.img"))],
             cpu: &["la57", "svm"],
-            limits: limits(20),
+            ..Job::default()
         };
         assert_eq!(job.cpu_features(), ",+la57,+svm");
         assert_eq!(job.lacks("flags : fpu svm\n"), Some("la57"));

@@ -34,6 +34,13 @@ impl Version {
         }
     }
 
+    /// The kernel of a name.
+    pub(in crate::lab) fn named(name: &str) -> Result<Self, String> {
+        let all = [Self::V6_12, Self::V7, Self::Built];
+        let found = all.into_iter().find(|version| version.name() == name);
+        found.ok_or_else(|| format!("known: {}", all.map(Self::name).join(", ")))
+    }
+
     /// The kernel from the cache; fetched or built if necessary.
     pub(in crate::lab) fn kernel(self) -> anyhow::Result<Kernel> {
         let cache = cache()?;

@@ -132,6 +132,7 @@ mod tests {
             json: Some(serde_json::json!({"x": 1})),
             console: format!("boot\n{}", lines.concat()),
             remarks: Vec::new(),
+            marks: Default::default(),
         }
     }
 

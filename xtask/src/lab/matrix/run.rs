@@ -9,7 +9,7 @@ use amdvi_lab_init::cpio::Cpio;
 use anyhow::{Context, Result, bail};
 
 use super::judge::{Verdict, judge};
-use super::{Case, Chosen, folder};
+use super::{Case, Chosen, Version, folder};
 use crate::lab::kernels::Kernel;
 use crate::lab::nested::{Job, Runner, limits};
 use crate::lab::programs::{self, Programs};
@@ -171,7 +171,7 @@ pub(super) fn job(
     contents: &Contents<'_>,
 ) -> Result<Job> {
     let initrd = folder.join("initrd.cpio");
-    fs::write(&initrd, self::initrd(case, kernel, contents)?)
+    fs::write(&initrd, self::initrd(case.version, kernel, contents)?)
         .with_context(|| format!("cannot write {}", initrd.display()))?;
     let mut files = vec![("kernel", kernel.image()), ("initrd", initrd)];
     let mut args: Vec<String> = ["--kernel", "{kernel}", "--initrd", "{initrd}", "--json"]
@@ -221,6 +221,7 @@ pub(super) fn job(
         files,
         cpu: case.cpu,
         limits: limits(case.seconds),
+        ..Job::default()
     })
 }
 
@@ -236,16 +237,20 @@ fn with_options(value: &str, options: &str) -> String {
 }
 
 /// What goes into a guest's initial ramdisk besides modules, of which the paths are given.
-pub(super) type Contents<'a> = dyn Fn(&mut Cpio, &[String]) -> Result<()> + 'a;
+pub(in crate::lab) type Contents<'a> = dyn Fn(&mut Cpio, &[String]) -> Result<()> + 'a;
 
 /// The guest's initial ramdisk.
-fn initrd(case: &Case, kernel: &Kernel, contents: &Contents<'_>) -> Result<Vec<u8>> {
+pub(in crate::lab) fn initrd(
+    version: Version,
+    kernel: &Kernel,
+    contents: &Contents<'_>,
+) -> Result<Vec<u8>> {
     let mut cpio = Cpio::default();
     cpio.directory("dev");
     // The kernel opens it for init before there is a devtmpfs.
     cpio.device("dev/console", 5, 1);
     cpio.directory("modules");
-    let wanted = case.version.modules();
+    let wanted = version.modules();
     let names: Vec<_> = wanted.iter().map(|(name, _)| *name).collect();
     let mut modules = Vec::new();
     for (name, contents) in kernel.modules(&names)? {
@@ -278,7 +283,7 @@ fn checks(
     Ok(())
 }
 
-pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
+pub(in crate::lab) fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 

@@ -19,6 +19,7 @@ pub(super) fn run(runner: &Runner) -> Result<Outcome> {
         files: vec![("payload", run::build_payload()?)],
         cpu: &[],
         limits: limits(60),
+        ..Job::default()
     };
     let folder = super::folder(NAME);
     let ran = runner.run(&job, &folder, &mut |line| {

@@ -1,0 +1,111 @@
+//! What is compared: the lines of the table.
+
+/// Which way is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Better {
+    More,
+    Less,
+}
+
+/// A line of the table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Line {
+    /// Its name among the samples: the guest's own for what the guest measures.
+    pub(super) name: &'static str,
+    /// What it is, for people.
+    pub(super) title: &'static str,
+    pub(super) unit: &'static str,
+    pub(super) better: Better,
+    /// Only guests that use an IOMMU have it.
+    pub(super) translated: bool,
+    /// Part of what is judged; what only explains another line is not.
+    pub(super) judged: bool,
+}
+
+/// Milliseconds from the start of the VMM until the guest's first process speaks.
+pub(super) const BOOT: &str = "boot";
+/// Of these, those of the guest's kernel.
+pub(super) const KERNEL: &str = "boot-kernel";
+/// MiB of memory of the VMM besides the guest's RAM.
+pub(super) const MEMORY: &str = "memory";
+
+const fn more(name: &'static str, title: &'static str, unit: &'static str) -> Line {
+    Line {
+        name,
+        title,
+        unit,
+        better: Better::More,
+        translated: false,
+        judged: true,
+    }
+}
+
+const fn less(name: &'static str, title: &'static str, unit: &'static str) -> Line {
+    Line {
+        better: Better::Less,
+        ..more(name, title, unit)
+    }
+}
+
+/// All lines, in the order of the table.
+pub(super) static ALL: [Line; 13] = [
+    less(BOOT, "boot to userspace, from the start of the VMM", "ms"),
+    Line {
+        judged: false,
+        ..less(KERNEL, "of this, in the guest's kernel", "ms")
+    },
+    more("disk-read", "disk, reading in order, 128 KiB", "MiB/s"),
+    more("disk-write", "disk, writing in order, 128 KiB", "MiB/s"),
+    more("disk-iops", "disk, random reads of 4 KiB", "1/s"),
+    more(
+        "net-packets",
+        "network packets of 64 bytes, both ways",
+        "1/s",
+    ),
+    more("disk-interrupts", "interrupts (MSI) of the disk", "1/s"),
+    Line {
+        translated: true,
+        ..more(
+            "msi",
+            "MSIs of a function that is told to send one (VFIO)",
+            "1/s",
+        )
+    },
+    less("retarget-write", "moving an interrupt: the write", "µs"),
+    less(
+        "retarget-arrival",
+        "moving an interrupt: until one came to the new CPU",
+        "µs",
+    ),
+    Line {
+        translated: true,
+        ..more("map-4k", "map and unmap 4 KiB (VFIO type 1)", "1/s")
+    },
+    Line {
+        translated: true,
+        ..more("map-2m", "map and unmap 2 MiB (VFIO type 1)", "1/s")
+    },
+    less(MEMORY, "memory of the VMM without the guest's RAM", "MiB"),
+];
+
+impl Line {
+    /// How many times as good a value is as another: above 1, it is ahead.
+    pub(super) fn advantage(&self, value: f64, of: f64) -> f64 {
+        match self.better {
+            Better::More => value / of,
+            Better::Less => of / value,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn less_of_what_should_be_little_is_an_advantage() {
+        let line = |name: &str| ALL.iter().find(|line| line.name == name).unwrap();
+        assert!(line(BOOT).advantage(1.0, 2.0) > 1.0);
+        assert!(line("disk-iops").advantage(1.0, 2.0) < 1.0);
+    }
+}
