@@ -2,8 +2,8 @@
 
 mod endpoint;
 mod features;
-mod stress;
 mod measure;
+mod stress;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
