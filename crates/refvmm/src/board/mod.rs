@@ -28,9 +28,9 @@ use amdvi_device::Iommu;
 use amdvi_irt::Delivery;
 use amdvi_regs::dte::Dte;
 use amdvi_regs::{DeviceId, Segment};
-use vm_memory::GuestMemoryMmap;
 
 use crate::layout;
+use crate::ram::Memory;
 use chipset::Chipset;
 use endpoint::TestEndpoint;
 use host::BoardHost;
@@ -159,7 +159,7 @@ impl Board {
     /// The first thing of `config` that is not possible, see [`Config::check`].
     pub fn new(
         config: &Config,
-        memory: &Arc<GuestMemoryMmap>,
+        memory: &Arc<Memory>,
         apic_ids: &[u32],
         injector: Arc<dyn Injector>,
     ) -> Result<Self, BoardError> {

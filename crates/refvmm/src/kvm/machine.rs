@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use amdvi_guest::boot::{BOOT_INFO_GPA, BootInfo, MAX_CPUS, REPORT_GPA};
 use amdvi_guest::report::Report;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::bus::Bus;
@@ -18,7 +18,7 @@ use super::inject::Injector;
 use super::payload::Payload;
 use super::vcpu::Crew;
 use super::vm::Vm;
-use crate::ram::Ram;
+use crate::ram::{Memory, Ram};
 
 /// The payload's image starts here; all that the VMM places for itself is below.
 const LOW_MEMORY: u64 = 1 << 20;
@@ -96,7 +96,7 @@ impl Machine {
 
     /// Guest RAM, zero but for what the caller writes. Below 1 MiB, pages 7000h–10FFFh are
     /// the machine's own; from 1 MiB on it is the payload's.
-    pub fn memory(&self) -> &GuestMemoryMmap {
+    pub fn memory(&self) -> &Memory {
         self.vm.memory()
     }
 
@@ -211,7 +211,7 @@ impl Machine {
     }
 }
 
-fn read_report(memory: &GuestMemoryMmap) -> Result<Report, KvmError> {
+fn read_report(memory: &Memory) -> Result<Report, KvmError> {
     let mut bytes = [0; size_of::<Report>()];
     memory
         .read_slice(&mut bytes, GuestAddress(REPORT_GPA))

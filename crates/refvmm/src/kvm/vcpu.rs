@@ -5,12 +5,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::bus::Bus;
 use super::end::{End, Ending};
 use super::error::KvmError;
+use crate::ram::Memory;
 
 /// Longest x86 instruction.
 const INSTRUCTION_BYTES: usize = 15;
@@ -20,7 +21,7 @@ const LEAVE: Duration = Duration::from_secs(5);
 /// What the threads share.
 struct Shared<B> {
     bus: Arc<B>,
-    memory: GuestMemoryMmap,
+    memory: Memory,
     end: Arc<End>,
 }
 
@@ -39,7 +40,7 @@ impl Crew {
     pub(crate) fn start<B: Bus + 'static>(
         vcpus: Vec<VcpuFd>,
         bus: Arc<B>,
-        memory: GuestMemoryMmap,
+        memory: Memory,
         end: Arc<End>,
     ) -> Result<Self, KvmError> {
         install_kick_handler()?;

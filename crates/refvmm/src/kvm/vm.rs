@@ -9,12 +9,12 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::cpu;
 use super::error::KvmError;
 use super::inject::Injector;
-use crate::ram::Ram;
+use crate::ram::{Memory, Ram};
 
 /// Pins of the userspace IOAPIC: GSIs 0–23, whose level-triggered routes make KVM tell the VMM of
 /// EOIs.
@@ -33,7 +33,7 @@ pub struct Vm {
     pub(crate) cpuid: CpuId,
     fd: Arc<VmFd>,
     routes: Arc<Mutex<RouteTable>>,
-    memory: GuestMemoryMmap,
+    memory: Memory,
 }
 
 impl Vm {
@@ -86,7 +86,7 @@ impl Vm {
     }
 
     /// Guest RAM, zero but for what the caller writes.
-    pub fn memory(&self) -> &GuestMemoryMmap {
+    pub fn memory(&self) -> &Memory {
         &self.memory
     }
 
@@ -220,7 +220,7 @@ fn use_host_tsc(vcpu: &VcpuFd) {
 }
 
 /// One memory slot for each region.
-fn map_ram(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), KvmError> {
+fn map_ram(vm: &VmFd, memory: &Memory) -> Result<(), KvmError> {
     for (slot, region) in (0..).zip(memory.iter()) {
         let slot = kvm_userspace_memory_region {
             slot,

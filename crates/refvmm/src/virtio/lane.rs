@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use amdvi_vmm_glue::dma::DmaMemory;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -17,9 +17,10 @@ use super::interrupts::Interrupts;
 use super::pci::{Common, QueueRegisters};
 use super::{Broken, feature, lock};
 use crate::board::Handle;
+use crate::ram::Memory;
 
 /// Memory as a device sees it, for as long as an access lasts.
-pub(crate) type Dma<'a> = DmaMemory<'a, GuestMemoryMmap>;
+pub(crate) type Dma<'a> = DmaMemory<'a, Memory>;
 
 /// Why the serving of a queue ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

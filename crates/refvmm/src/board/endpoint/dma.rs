@@ -7,11 +7,13 @@ use amdvi_device::Endpoint;
 use amdvi_dma::{Access, Pasid};
 use amdvi_guest::endpoint::dma::{op, reason};
 use amdvi_regs::DeviceId;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileMemory};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
 
 use super::tlb::{Tlb, count};
 use crate::board::slot::Slot;
 use crate::board::socket::Handle;
+use crate::ram::Memory;
 
 /// Why a transaction did not happen, or not completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +91,7 @@ const MOST_PAGE_REQUESTS: u32 = 16;
 /// One queue's way to memory.
 pub(super) struct Dma {
     handle: Arc<Handle>,
-    memory: Arc<GuestMemoryMmap>,
+    memory: Arc<Memory>,
     requester: AtomicU16,
     shared: Shared,
 }
@@ -314,7 +316,10 @@ impl Dma {
         if len == 8 {
             let word = slice.get_atomic_ref::<AtomicU64>(0).ok()?;
             let new = |old| Some(atomic.replace(u64::from_le(old)).to_le());
-            word.fetch_update(order, order, new).ok().map(u64::from_le)
+            let old = word.fetch_update(order, order, new).ok()?;
+            // An atomic reference is outside the bitmap's knowledge.
+            slice.bitmap().mark_dirty(0, len);
+            Some(u64::from_le(old))
         } else {
             let word = slice.get_atomic_ref::<AtomicU32>(0).ok()?;
             let atomic = Atomic {
@@ -327,6 +332,7 @@ impl Dma {
                 Some((atomic.replace(old) as u32).to_le())
             };
             let old = word.fetch_update(order, order, new).ok()?;
+            slice.bitmap().mark_dirty(0, len);
             Some(u32::from_le(old).into())
         }
     }

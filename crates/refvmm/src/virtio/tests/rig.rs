@@ -10,11 +10,11 @@ use amdvi_regs::command::{Command, CompletionWait, InvalidateIommuPages, Invalid
 use amdvi_regs::dte::{DteQ0, DteQ1, DteQ2};
 use amdvi_regs::irte::Irte32;
 use amdvi_regs::mmio::{Control, offset};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::board::{Board, Config, EndpointConfig, FunctionBuilder, FunctionConfig, Injector};
 use crate::layout;
-use crate::ram::Ram;
+use crate::ram::{Memory, Ram};
 use crate::virtio::REQUIRED_FEATURES;
 
 const IOMMU: u64 = 0xfeb8_0000;
@@ -68,7 +68,7 @@ impl Cpus {
 /// The machine. Its functions are at 08.0, 09.0 and so on.
 pub(crate) struct Rig {
     pub(crate) board: Board,
-    pub(crate) memory: Arc<GuestMemoryMmap>,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) cpus: Arc<Cpus>,
     next_iova: Cell<u64>,
     next_page: Cell<u64>,
