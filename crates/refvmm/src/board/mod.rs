@@ -17,6 +17,7 @@ mod places;
 pub(crate) mod properties;
 mod recorder;
 mod slot;
+pub(crate) mod snapshot;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,7 @@ pub use endpoint::{EndpointCounts, TlbCounts};
 pub use ivrs::{Alias, IvrsVariant, PROPERTIES as IVRS_PROPERTIES, Southbridge};
 pub use properties::PropertyError;
 pub use slot::{Line, Lines, Slot};
+pub use snapshot::{Snapshot, StateError};
 pub use socket::{Handle, Space};
 
 /// The IOAPIC's DeviceID unless the IVRS says otherwise, which is the SMBus function's: 00:14.0.
@@ -147,8 +149,9 @@ pub struct Board {
     endpoints: Vec<Arc<TestEndpoint>>,
     fixed: Vec<Arc<dyn FixedDevice>>,
     serial: Option<Arc<SerialPort>>,
+    recorder: Arc<Recorder>,
     // Ends before the devices that it works for.
-    _worker: Worker,
+    worker: Worker,
 }
 
 impl Board {
@@ -276,7 +279,8 @@ impl Board {
             endpoints,
             fixed,
             serial,
-            _worker: worker,
+            recorder,
+            worker,
         })
     }
 

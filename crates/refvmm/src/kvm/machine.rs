@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use amdvi_guest::boot::{BOOT_INFO_GPA, BootInfo, MAX_CPUS, REPORT_GPA};
 use amdvi_guest::report::Report;
+use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -57,6 +58,19 @@ pub struct Start {
     pub rsdp: u64,
     /// Index of the scenario.
     pub scenario: u64,
+}
+
+/// How often a machine that runs is looked after.
+const CARE: Duration = Duration::from_millis(5);
+
+/// A machine that runs, for who looks after it.
+pub(crate) struct Running<'a> {
+    pub(crate) vm: &'a VmFd,
+    pub(crate) memory: &'a Memory,
+    pub(crate) crew: &'a Crew,
+    pub(crate) end: &'a End,
+    /// For how long.
+    pub(crate) ran: Duration,
 }
 
 /// How a run ended, when it ended well.
@@ -123,17 +137,44 @@ impl Machine {
         payload: &Payload,
         start: Start,
     ) -> Result<RunResult, KvmError> {
+        self.load(payload, start)?;
+        self.run_loaded(bus, payload, |_| ())
+    }
+
+    /// Loads the payload and puts the CPUs where it starts.
+    ///
+    /// # Errors
+    ///
+    /// The payload does not fit, or KVM refuses something.
+    pub(crate) fn load(&self, payload: &Payload, start: Start) -> Result<(), KvmError> {
         let ram = &self.config.ram;
-        let memory = self.vm.memory().clone();
-        payload.load(&memory, LOW_MEMORY..ram.low_end())?;
-        cpu::write_page_tables(&memory, ram.high_heap())?;
+        let memory = self.vm.memory();
+        payload.load(memory, LOW_MEMORY..ram.low_end())?;
+        cpu::write_page_tables(memory, ram.high_heap())?;
+        self.set_up_cpus(payload)?;
+        let heap = ram.heap(payload.end().next_multiple_of(LOW_MEMORY));
+        self.write_boot_info(start, heap)
+    }
+
+    /// Makes the CPUs what they are for a payload, without anything in RAM.
+    pub(crate) fn set_up_cpus(&self, payload: &Payload) -> Result<(), KvmError> {
         for ((index, vcpu), apic_id) in self.vm.vcpus.iter().enumerate().zip(&self.config.apic_ids)
         {
             cpu::set_up(vcpu, &self.vm.cpuid, index, *apic_id, payload.entry())?;
         }
-        let heap = ram.heap(payload.end().next_multiple_of(LOW_MEMORY));
-        self.write_boot_info(start, heap)?;
+        Ok(())
+    }
 
+    /// As [`run`](Self::run), of a machine whose RAM and CPUs are ready. `care` is called again and
+    /// again meanwhile.
+    pub(crate) fn run_loaded<B: Bus + 'static>(
+        self,
+        bus: Arc<B>,
+        payload: &Payload,
+        mut care: impl FnMut(Running<'_>),
+    ) -> Result<RunResult, KvmError> {
+        let memory = self.vm.memory().clone();
+        let vm = Arc::clone(self.vm.fd());
         let began = Instant::now();
         let end = Arc::new(End::default());
         let bus = Arc::new(PayloadBus::new(bus, payload.clone(), Arc::clone(&end)));
@@ -143,7 +184,20 @@ impl Machine {
             memory.clone(),
             Arc::clone(&end),
         )?;
-        let outcome = end.wait(Some(self.config.timeout));
+        let outcome = loop {
+            care(Running {
+                vm: &vm,
+                memory: &memory,
+                crew: &crew,
+                end: &end,
+                ran: began.elapsed(),
+            });
+            let left = self.config.timeout.saturating_sub(began.elapsed());
+            let ending = end.wait(Some(left.min(CARE)));
+            if ending.is_some() || left.is_zero() {
+                break ending;
+            }
+        };
         let elapsed = began.elapsed();
         let places = crew.join();
         let log = bus.take_log();
@@ -169,12 +223,13 @@ impl Machine {
                 why: format!("triple fault at {place}"),
                 log,
             }),
-            Some(ending @ (Ending::PowerOff | Ending::Reset | Ending::Quit)) => {
-                Err(KvmError::Config(format!(
-                    "the payload ended by {ending:?}, which is no way for a payload; {}",
-                    super::error::tail(&log)
-                )))
-            }
+            Some(Ending::Saved) => Err(KvmError::Gone("saved")),
+            Some(Ending::Moved) => Err(KvmError::Gone("moved")),
+            Some(Ending::Quit) => Err(KvmError::Gone("ended")),
+            Some(ending @ (Ending::PowerOff | Ending::Reset)) => Err(KvmError::Config(format!(
+                "the payload ended by {ending:?}, which is no way for a payload; {}",
+                super::error::tail(&log)
+            ))),
             None => Err(KvmError::Timeout {
                 limit: self.config.timeout,
                 cpus: places.join("; "),

@@ -56,7 +56,7 @@ impl Vm {
         let memory = ram
             .map()
             .map_err(|error| KvmError::Memory(format!("{ram}: {error}")))?;
-        map_ram(&fd, &memory)?;
+        map_ram(&fd, &memory, 0)?;
         // KVM makes the vCPU's number its x2APIC ID.
         let vcpus: Vec<_> = apic_ids
             .iter()
@@ -219,12 +219,12 @@ fn use_host_tsc(vcpu: &VcpuFd) {
     let _ = vcpu.set_tsc_khz(0);
 }
 
-/// One memory slot for each region.
-fn map_ram(vm: &VmFd, memory: &Memory) -> Result<(), KvmError> {
+/// One memory slot for each region, in their order. Called again, it changes the slots' `flags`.
+pub(crate) fn map_ram(vm: &VmFd, memory: &Memory, flags: u32) -> Result<(), KvmError> {
     for (slot, region) in (0..).zip(memory.iter()) {
         let slot = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags,
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,

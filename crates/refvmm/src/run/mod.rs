@@ -6,6 +6,7 @@ pub mod plan;
 pub(crate) mod vm;
 
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use amdvi_guest::report::Report;
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 use crate::inproc;
 use crate::kvm::Payload;
+use crate::snapshot::{Configuration, Orders, Origin};
 use plan::Job;
 
 /// What runs the guest.
@@ -31,6 +33,25 @@ impl Accel {
             Self::Kvm(_) => "kvm",
             Self::InProcess => "in-process",
         }
+    }
+}
+
+/// Where a scenario's machine comes from and may go.
+#[derive(Clone)]
+pub struct Saving {
+    /// What a saved machine must have, too.
+    pub configuration: Configuration,
+    /// It is not started anew.
+    pub origin: Option<Origin>,
+    /// What is wanted of it while it runs.
+    pub orders: Arc<Mutex<Orders>>,
+}
+
+impl std::fmt::Debug for Saving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Saving")
+            .field("origin", &self.origin)
+            .finish_non_exhaustive()
     }
 }
 
@@ -61,6 +82,9 @@ pub struct Outcome {
     pub host_caps: String,
     /// Where its RAM was.
     pub ram: String,
+    /// The machine left this process before the scenario ended: `saved` or `moved`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gone: Option<&'static str>,
     /// That device and host were the scenario's own, although others were asked for.
     pub on_its_own_machine: bool,
     /// What the guest printed.
@@ -72,7 +96,10 @@ pub struct Outcome {
 pub fn run(job: &Job, accel: &Accel, timeout: Duration) -> Outcome {
     let started = Instant::now();
     let (result, log) = match accel {
-        Accel::InProcess => in_process(job, timeout),
+        Accel::InProcess => {
+            let (result, log) = in_process(job, timeout);
+            (result.map_err(vm::Failure::from), log)
+        }
         Accel::Kvm(payload) => vm::run(job, payload, timeout),
     };
     let mut outcome = Outcome {
@@ -88,6 +115,7 @@ pub fn run(job: &Job, accel: &Accel, timeout: Duration) -> Outcome {
         device: job.machine.requested.text.clone(),
         host_caps: job.machine.host.spec.to_string(),
         ram: job.machine.ram.to_string(),
+        gone: None,
         on_its_own_machine: job.on_its_own,
         log,
     };
@@ -101,7 +129,7 @@ pub fn run(job: &Job, accel: &Accel, timeout: Duration) -> Outcome {
             outcome.detail = report.detail().to_owned();
         }
         Ok(_) => outcome.detail = "the guest ended without a complete report".to_owned(),
-        Err(why) => outcome.detail = why,
+        Err(vm::Failure { why, gone }) => (outcome.detail, outcome.gone) = (why, gone),
     }
     outcome
 }

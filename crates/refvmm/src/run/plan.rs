@@ -6,6 +6,7 @@ use amdvi_guest::boot::MAX_CPUS;
 use amdvi_guest::scenarios::{self, Scenario};
 use amdvi_hostcap::{HostCapSpec, SpecError};
 
+use super::Saving;
 use super::host::HostIommu;
 use super::machine::{Device, Machine, apic_ids};
 use crate::board::{BoardError, Config, DeviceError};
@@ -39,6 +40,8 @@ pub struct Job {
     pub on_its_own: bool,
     /// Its CPUs.
     pub apic_ids: Vec<u32>,
+    /// The machine is not started anew, or can be saved and moved.
+    pub saving: Option<Saving>,
 }
 
 /// A scenario that was not asked for by name, and that the wished-for machine can't run.
@@ -173,6 +176,7 @@ fn job(
         machine,
         on_its_own,
         apic_ids,
+        saving: None,
     };
     if wishes.device.is_none() && wishes.host.is_none() {
         return Ok(Ok(job(own, false)));

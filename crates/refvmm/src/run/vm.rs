@@ -8,10 +8,12 @@ use amdvi_irt::Delivery;
 use amdvi_vmm_glue::kvm::RouteTable;
 use kvm_ioctls::VmFd;
 
+use super::Saving;
 use super::plan::Job;
 use crate::board::{self, Board, Injector};
-use crate::kvm::{self, Bus, Config, Machine, Payload, Start};
+use crate::kvm::{self, Bus, Config, KvmError, Machine, Payload, RunResult, Running, Start};
 use crate::layout;
+use crate::snapshot::{Live, Waiting};
 
 impl Bus for Board {
     fn port_in(&self, port: u16, data: &mut [u8]) {
@@ -108,12 +110,38 @@ impl Injector for VmInjector {
     }
 }
 
-/// Runs a scenario in a fresh VM: its report and what it printed.
+/// Why there is no report.
+pub(super) struct Failure {
+    pub(super) why: String,
+    /// The machine goes on elsewhere.
+    pub(super) gone: Option<&'static str>,
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self { why, gone: None }
+    }
+}
+
+impl From<KvmError> for Failure {
+    fn from(error: KvmError) -> Self {
+        let gone = match &error {
+            KvmError::Gone(how) => Some(*how),
+            _ => None,
+        };
+        Self {
+            why: error.to_string(),
+            gone,
+        }
+    }
+}
+
+/// Runs a scenario in a fresh VM, or in one that was saved: its report and what it printed.
 pub(super) fn run(
     job: &Job,
     payload: &Payload,
     timeout: Duration,
-) -> (Result<Report, String>, Vec<String>) {
+) -> (Result<Report, Failure>, Vec<String>) {
     let problems = Problems::default();
     let mut log = Vec::new();
     let result = build_and_run(job, payload, timeout, &problems, &mut log);
@@ -127,13 +155,13 @@ fn build_and_run(
     timeout: Duration,
     problems: &Problems,
     log: &mut Vec<String>,
-) -> Result<Report, String> {
+) -> Result<Report, Failure> {
     let config = Config {
         ram: job.machine.ram.clone(),
         apic_ids: job.apic_ids.clone(),
         timeout,
     };
-    let machine = Machine::new(config).map_err(|error| error.to_string())?;
+    let machine = Machine::new(config)?;
     let injector = Arc::new(VmInjector::new(machine.vm(), problems));
     // A clone maps the same memory.
     let memory = Arc::new(machine.memory().clone());
@@ -144,9 +172,51 @@ fn build_and_run(
         rsdp: layout::RSDP,
         scenario: job.index as u64,
     };
-    let run = machine
-        .run(Arc::new(board), payload, start)
-        .map_err(|error| error.to_string())?;
+    let board = Arc::new(board);
+    let run = match &job.saving {
+        None => machine.run(board, payload, start)?,
+        Some(saving) => run_saved(machine, board, payload, start, saving)?,
+    };
     log.extend(run.log.lines().map(str::to_owned));
     Ok(run.report)
+}
+
+/// Runs a machine that may come from elsewhere, and go there.
+fn run_saved(
+    machine: Machine,
+    board: Arc<Board>,
+    payload: &Payload,
+    start: Start,
+    saving: &Saving,
+) -> Result<RunResult, Failure> {
+    let mut configuration = saving.configuration.clone();
+    configuration.push_cpuid(&machine.vm().cpuid);
+    let mut restored = None;
+    if let Some(origin) = &saving.origin {
+        machine.set_up_cpus(payload)?;
+        let vm = machine.vm();
+        let waiting = Waiting::open(origin).map_err(|error| error.to_string())?;
+        let put_in = waiting.restore(vm.fd(), &vm.vcpus, vm.memory(), &board, &configuration);
+        restored = Some(put_in.map_err(|error| error.to_string())?);
+        board.thaw();
+    } else {
+        machine.load(payload, start)?;
+    }
+    let mut orders = saving.orders.lock().unwrap_or_else(PoisonError::into_inner);
+    let devices = Arc::clone(&board);
+    let run = machine.run_loaded(board, payload, |running: Running<'_>| {
+        if let Some(restored) = restored.take() {
+            restored.running();
+        }
+        let live = Live {
+            vm: running.vm,
+            memory: running.memory,
+            board: &devices,
+            crew: running.crew,
+            configuration: &configuration,
+            end: running.end,
+        };
+        orders.obey(live, running.ran);
+    })?;
+    Ok(run)
 }

@@ -20,6 +20,8 @@ pub const VERSION: u32 = 1;
 
 /// Most bytes of RAM in a frame, besides its address.
 pub const RAM_BYTES: usize = 1 << 20;
+/// What the end of a stream takes.
+pub(crate) const END_BYTES: u64 = 12;
 /// Pages of RAM are these.
 pub const PAGE: usize = 4096;
 

@@ -11,9 +11,12 @@ use amdvi_guest::endpoint::dma::{
 };
 use amdvi_guest::endpoint::reg;
 
+use serde::{Deserialize, Serialize};
+
 use super::dma::{Aborted, AddressSpace, Atomic, Dma};
 use super::lock;
 use super::tlb::Enabled;
+use crate::board::snapshot::{Hex, StateError, ensure};
 
 /// First byte behind the channels in BAR 0.
 pub(super) const END: u64 = reg::DMA_CHANNEL_0 + CHANNELS as u64 * STRIDE;
@@ -27,7 +30,7 @@ pub(super) trait Owner: Send + Sync {
 }
 
 /// What software programs.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Program {
     source: u64,
     target: u64,
@@ -40,7 +43,7 @@ struct Program {
 }
 
 /// What became of an operation.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Outcome {
     status: u32,
     reason: u32,
@@ -48,11 +51,35 @@ struct Outcome {
     fault_iova: u64,
 }
 
+/// How far an operation has come: between two transactions, or between reading for one and writing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Progress {
+    /// The operation, which software may have programmed anew by now.
+    program: Program,
+    done: u64,
+    checksum: u64,
+    difference: u64,
+    /// What was read and not yet written.
+    read: Option<Hex>,
+}
+
 #[derive(Default)]
 struct State {
     program: Program,
     outcome: Outcome,
     thread: Option<JoinHandle<()>>,
+    /// Of an operation that was suspended.
+    progress: Option<Progress>,
+}
+
+/// A channel as it is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ChannelState {
+    program: Program,
+    outcome: Outcome,
+    done: u64,
+    ended: u64,
+    progress: Option<Progress>,
 }
 
 struct Channel {
@@ -64,6 +91,8 @@ struct Channel {
     done: AtomicU64,
     ended: AtomicU64,
     cancel: AtomicBool,
+    /// What was cancelled is to go on later.
+    suspend: AtomicBool,
 }
 
 /// All channels of an endpoint.
@@ -91,6 +120,7 @@ impl Channels {
                 done: AtomicU64::new(0),
                 ended: AtomicU64::new(0),
                 cancel: AtomicBool::new(false),
+                suspend: AtomicBool::new(false),
             })
         };
         Self {
@@ -115,6 +145,35 @@ impl Channels {
         if let Some((channel, register)) = self.at(offset) {
             channel.set(register, value);
         }
+    }
+
+    /// Suspends every operation. Nothing is on its way any more when it returns.
+    pub(super) fn freeze(&self) {
+        for channel in &self.channels {
+            channel.suspend();
+        }
+    }
+
+    /// Lets what was suspended go on.
+    pub(super) fn thaw(&self) {
+        for channel in &self.channels {
+            channel.resume();
+        }
+    }
+
+    pub(super) fn save(&self) -> Vec<ChannelState> {
+        self.channels.iter().map(|channel| channel.save()).collect()
+    }
+
+    pub(super) fn restore(&self, states: &[ChannelState]) -> Result<(), StateError> {
+        ensure(
+            states.len() == self.channels.len(),
+            "another number of DMA channels",
+        )?;
+        for (channel, state) in self.channels.iter().zip(states) {
+            channel.restore(state)?;
+        }
+        Ok(())
     }
 
     /// Stops every channel and forgets what was programmed. Nothing is on its way any more when it
@@ -205,6 +264,56 @@ impl Channel {
         }
     }
 
+    fn suspend(&self) {
+        let _control = lock(&self.control);
+        self.suspend.store(true, Ordering::Release);
+        self.cancel.store(true, Ordering::Release);
+        self.join();
+        self.cancel.store(false, Ordering::Release);
+        self.suspend.store(false, Ordering::Release);
+    }
+
+    fn resume(self: &Arc<Self>) {
+        let _control = lock(&self.control);
+        let progress = lock(&self.state).progress.take();
+        if let Some(progress) = progress {
+            self.go_on(progress, true);
+        }
+    }
+
+    fn save(&self) -> ChannelState {
+        let state = lock(&self.state);
+        ChannelState {
+            program: state.program,
+            outcome: state.outcome,
+            done: self.done.load(Ordering::Acquire),
+            ended: self.ended.load(Ordering::Acquire),
+            progress: state.progress.clone(),
+        }
+    }
+
+    fn restore(&self, saved: &ChannelState) -> Result<(), StateError> {
+        let runs = saved.outcome.status == status::RUNNING;
+        ensure(
+            runs == saved.progress.is_some(),
+            "a DMA channel that runs without an operation, or has one and does not run",
+        )?;
+        let possible = saved.progress.as_ref().is_none_or(|progress| {
+            let read = progress.read.as_ref().map_or(0, |read| read.0.len() as u64);
+            let rest = u64::from(progress.program.length).checked_sub(progress.done);
+            rest.is_some_and(|rest| read <= rest.min(TRANSACTION))
+                && progress.program.length <= LIMIT
+        });
+        ensure(possible, "a DMA channel that is further than its operation")?;
+        let mut state = lock(&self.state);
+        state.program = saved.program;
+        state.outcome = saved.outcome;
+        state.progress.clone_from(&saved.progress);
+        self.done.store(saved.done, Ordering::Release);
+        self.ended.store(saved.ended, Ordering::Release);
+        Ok(())
+    }
+
     fn start(self: &Arc<Self>, program: Program) {
         let _control = lock(&self.control);
         {
@@ -221,27 +330,40 @@ impl Channel {
         // The one before has said that it ended, so this does not take long.
         self.join();
         self.cancel.store(false, Ordering::Release);
-        if program.operation & op::SYNC == 0 {
-            let this = Arc::clone(self);
-            let work = move || this.run(&program);
+        self.go_on(Progress::new(program), program.operation & op::SYNC == 0);
+    }
+
+    /// Carries an operation out from where it is, in a thread of its own if there can be one.
+    fn go_on(self: &Arc<Self>, progress: Progress, in_background: bool) {
+        if in_background {
+            let (this, theirs) = (Arc::clone(self), progress.clone());
+            let work = move || this.run(theirs);
             let builder = std::thread::Builder::new().name("endpoint-channel".into());
             if let Ok(thread) = builder.spawn(work) {
                 lock(&self.state).thread = Some(thread);
                 return;
             }
         }
-        self.run(&program);
+        self.run(progress);
     }
 
-    /// Carries the operation out, and says so.
-    fn run(&self, program: &Program) {
+    /// Carries the operation out, and says so, unless it is suspended.
+    fn run(&self, progress: Progress) {
+        let program = progress.program;
         let enabled = self.dma().shared().tlb.enabled();
         let outcome = match program.problem(enabled) {
-            Some(status) => Outcome {
+            // What was possible once goes on.
+            Some(status) if progress.is_new() => Outcome {
                 status,
                 ..Outcome::default()
             },
-            None => self.carry_out(program),
+            _ => match self.carry_out(progress) {
+                Ok(outcome) => outcome,
+                Err(progress) => {
+                    lock(&self.state).progress = Some(progress);
+                    return;
+                }
+            },
         };
         {
             let mut state = lock(&self.state);
@@ -257,39 +379,76 @@ impl Channel {
         self.dma.get_or_init(|| self.owner.dma())
     }
 
-    fn carry_out(&self, program: &Program) -> Outcome {
+    /// What became of it, or where it was suspended.
+    fn carry_out(&self, progress: Progress) -> Result<Outcome, Progress> {
+        let program = progress.program;
+        let mut done = progress.done;
+        let read = progress.read.map(|read| read.0);
         let mut run = Run {
             channel: self,
-            program,
-            checksum: Checksum::default(),
+            program: &program,
+            checksum: Checksum::resumed(progress.checksum),
             buffer: Box::new([0; TRANSACTION as usize]),
             expected: Box::new([0; TRANSACTION as usize]),
-            difference: EQUAL,
+            difference: progress.difference,
+            read: false,
         };
-        if program.is_atomic() {
-            return run.atomic();
+        if let Some(read) = read {
+            // It was checked when it was restored.
+            let len = read.len().min(run.buffer.len());
+            run.buffer[..len].copy_from_slice(&read[..len]);
+            run.read = true;
         }
-        let mut done = 0;
+        let cancelled = || self.cancel.load(Ordering::Acquire);
+        let suspended = || self.suspend.load(Ordering::Acquire);
+        if program.is_atomic() {
+            return match run.atomic() {
+                Err(Aborted::NoPage) if suspended() => Err(run.progress(done)),
+                outcome => Ok(run.atomic_outcome(outcome)),
+            };
+        }
         while done < u64::from(program.length) {
-            if self.cancel.load(Ordering::Acquire) {
-                return run.outcome(status::CANCELLED);
+            if cancelled() {
+                return match suspended() {
+                    true => Err(run.progress(done)),
+                    false => Ok(run.outcome(status::CANCELLED)),
+                };
             }
             let len = run.next(done);
             if let Err((iova, aborted)) = run.transaction(done, len) {
-                if aborted == Aborted::NoPage && self.cancel.load(Ordering::Acquire) {
-                    return run.outcome(status::CANCELLED);
+                if aborted == Aborted::NoPage && cancelled() {
+                    return match suspended() {
+                        true => Err(run.progress(done)),
+                        false => Ok(run.outcome(status::CANCELLED)),
+                    };
                 }
-                return Outcome {
+                return Ok(Outcome {
                     status: status::ABORTED,
                     reason: aborted.reason(),
                     fault_iova: iova,
                     ..run.outcome(status::ABORTED)
-                };
+                });
             }
             done += len as u64;
             self.done.store(done, Ordering::Release);
         }
-        run.outcome(status::DONE)
+        Ok(run.outcome(status::DONE))
+    }
+}
+
+impl Progress {
+    fn new(program: Program) -> Self {
+        Self {
+            program,
+            done: 0,
+            checksum: Checksum::default().value(),
+            difference: EQUAL,
+            read: None,
+        }
+    }
+
+    fn is_new(&self) -> bool {
+        *self == Self::new(self.program)
     }
 }
 
@@ -355,9 +514,24 @@ struct Run<'a> {
     buffer: Box<[u8; TRANSACTION as usize]>,
     expected: Box<[u8; TRANSACTION as usize]>,
     difference: u64,
+    /// `buffer` has what the transaction reads.
+    read: bool,
 }
 
 impl Run<'_> {
+    /// Where it is, before the transaction that begins `done` bytes from the start or in the middle
+    /// of it.
+    fn progress(&self, done: u64) -> Progress {
+        let read = || Hex(self.buffer[..self.next(done)].to_vec());
+        Progress {
+            program: *self.program,
+            done,
+            checksum: self.checksum.value(),
+            difference: self.difference,
+            read: self.read.then(read),
+        }
+    }
+
     /// Bytes of the transaction that begins `done` bytes from the start.
     fn next(&self, done: u64) -> usize {
         let room = |iova: u64| TRANSACTION - iova.wrapping_add(done) % TRANSACTION;
@@ -380,9 +554,12 @@ impl Run<'_> {
             self.program.source.wrapping_add(done),
             self.program.target.wrapping_add(done),
         );
-        if self.program.reads() {
+        if self.read {
+            // Of a copy that was suspended: what it read may be overwritten by now.
+        } else if self.program.reads() {
             dma.read(space, source, data)
                 .map_err(|aborted| (source, aborted))?;
+            self.read = true;
         } else {
             fill(self.program.operand, done, data);
         }
@@ -390,6 +567,7 @@ impl Run<'_> {
             dma.write(space, target, data)
                 .map_err(|aborted| (target, aborted))?;
         }
+        self.read = false;
         if self.program.code() != op::COMPARE {
             self.checksum.add(data);
         } else if self.difference == EQUAL {
@@ -415,7 +593,8 @@ impl Run<'_> {
         }
     }
 
-    fn atomic(&self) -> Outcome {
+    /// What an atomic operation found.
+    fn atomic(&self) -> Result<u64, Aborted> {
         let program = self.program;
         let atomic = Atomic {
             operation: program.code(),
@@ -425,11 +604,14 @@ impl Run<'_> {
         // 4 or 8.
         let len = program.length as usize;
         let space = program.space(&self.channel.cancel);
-        match self
-            .channel
+        self.channel
             .dma()
             .atomic(space, program.target, len, atomic)
-        {
+    }
+
+    fn atomic_outcome(&self, found: Result<u64, Aborted>) -> Outcome {
+        let program = self.program;
+        match found {
             Ok(found) => {
                 self.channel
                     .done

@@ -10,9 +10,10 @@ use amdvi_device::{
     PageRequested, PageResponse, Pasid, Permissions,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::lock;
+use crate::board::snapshot::{StateError, ensure};
 
 /// Translations that it keeps.
 const ENTRIES: usize = 256;
@@ -25,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(5);
 const TAGS: u32 = 0x200;
 
 /// What software has enabled in the capabilities.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Enabled {
     pub(super) pasid: bool,
     pub(super) execute: bool,
@@ -35,7 +36,7 @@ pub(super) struct Enabled {
 }
 
 /// A translation in the TLB.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Entry {
     pasid: Option<u32>,
     privileged: bool,
@@ -43,7 +44,18 @@ pub(super) struct Entry {
     first: u64,
     last: u64,
     gpa: u64,
-    permissions: Permissions,
+    read: bool,
+    write: bool,
+}
+
+/// The TLB as it is saved. Page requests are none: who waits for an answer asks again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TlbState {
+    enabled: Enabled,
+    entries: Vec<Entry>,
+    next_tag: u32,
+    /// In the order of [`Counters::all`].
+    counters: [u64; 6],
 }
 
 impl Entry {
@@ -56,7 +68,8 @@ impl Entry {
             first: answer.iova,
             last: answer.iova.wrapping_add(size.wrapping_sub(1)),
             gpa: answer.gpa,
-            permissions: answer.permissions,
+            read: answer.permissions.contains(Permissions::READ),
+            write: answer.permissions.contains(Permissions::WRITE),
         }
     }
 
@@ -66,7 +79,14 @@ impl Entry {
             && (self.execute || !pasid.is_some_and(Pasid::execute))
             && self.first <= iova
             && iova <= self.last
-            && self.permissions.contains(access.needs())
+            && self.permissions().contains(access.needs())
+    }
+
+    fn permissions(&self) -> Permissions {
+        let mut permissions = Permissions::empty();
+        permissions.set(Permissions::READ, self.read);
+        permissions.set(Permissions::WRITE, self.write);
+        permissions
     }
 
     /// The GPA of `iova`, and how many bytes follow in the page.
@@ -118,6 +138,18 @@ impl Counters {
             page_responses: read(&self.page_responses),
         }
     }
+
+    /// Those that are saved.
+    fn all(&self) -> [&AtomicU64; 6] {
+        [
+            &self.hits,
+            &self.translation_requests,
+            &self.invalidations,
+            &self.pasid_invalidations,
+            &self.page_requests,
+            &self.page_responses,
+        ]
+    }
 }
 
 /// The TLB and the page requests under way, of one function.
@@ -147,6 +179,33 @@ impl Tlb {
         if !enabled.ats {
             lock(&self.entries).clear();
         }
+    }
+
+    pub(super) fn save(&self) -> TlbState {
+        TlbState {
+            enabled: self.enabled(),
+            entries: lock(&self.entries).iter().copied().collect(),
+            next_tag: self.next_tag.load(Ordering::Acquire),
+            counters: self
+                .counters
+                .all()
+                .map(|counter| counter.load(Ordering::Acquire)),
+        }
+    }
+
+    pub(super) fn restore(&self, state: &TlbState) -> Result<(), StateError> {
+        let possible = |entry: &Entry| entry.first <= entry.last;
+        ensure(
+            state.entries.len() <= ENTRIES && state.entries.iter().all(possible),
+            "a TLB with impossible entries",
+        )?;
+        *lock(&self.enabled) = state.enabled;
+        *lock(&self.entries) = state.entries.iter().copied().collect();
+        self.next_tag.store(state.next_tag, Ordering::Release);
+        for (counter, saved) in self.counters.all().into_iter().zip(state.counters) {
+            counter.store(saved, Ordering::Release);
+        }
+        Ok(())
     }
 
     pub(super) fn len(&self) -> usize {

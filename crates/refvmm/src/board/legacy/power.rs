@@ -11,7 +11,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use serde_json::Value;
+
 use crate::board::config::FixedDevice;
+use crate::board::snapshot::{Snapshot, StateError, typed};
 
 /// The reset control register.
 pub const CF9_RESET: u16 = 0xcf9;
@@ -90,6 +93,18 @@ impl PowerPorts {
 
 /// PM1 enable.
 const PM1_ENABLE: u16 = PM1_EVENT + 2;
+
+impl Snapshot for PowerPorts {
+    fn save(&self) -> Result<Value, StateError> {
+        Ok(self.enables.load(Ordering::Relaxed).into())
+    }
+
+    fn restore(&self, state: &Value) -> Result<(), StateError> {
+        let enables: u16 = typed(state)?;
+        self.enables.store(enables & PM1_ENABLES, Ordering::Relaxed);
+        Ok(())
+    }
+}
 
 impl FixedDevice for PowerPorts {
     fn port_read(&self, port: u16, data: &mut [u8]) -> bool {

@@ -99,6 +99,15 @@ impl Handler for Receiver {
     fn turn(&mut self, lane: &Lane) -> bool {
         lane.fill(self)
     }
+
+    fn held(&self) -> &[u8] {
+        &self.buffer
+    }
+
+    fn hold(&mut self, held: &[u8]) -> bool {
+        self.buffer = held.to_vec();
+        held.is_empty() || (HEADER..=HEADER + MAX_FRAME).contains(&held.len())
+    }
 }
 
 impl Source for Receiver {
@@ -163,5 +172,6 @@ pub(super) fn model(config: &NetConfig, device_id: DeviceId) -> io::Result<Model
                 frame: Vec::new(),
             })),
         ],
+        backend: None,
     })
 }
