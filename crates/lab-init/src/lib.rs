@@ -68,6 +68,9 @@ pub struct Command {
     /// Where its output goes.
     #[serde(default)]
     pub output: Output,
+    /// The next one starts at once; this one is waited for in the end.
+    #[serde(default)]
+    pub background: bool,
 }
 
 /// Where the output of a program goes.

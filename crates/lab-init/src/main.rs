@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use amdvi_lab_init::{PLAN, Plan, Ran, Report, kmsg, machine, pci};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -67,6 +68,7 @@ fn run(plan: &Plan, report: &mut Report) {
         .first()
         .map(|bound| bound.function.clone())
         .unwrap_or_default();
+    let mut waited_for = Vec::new();
     for command in &plan.commands {
         // A sign of life: an emulated machine that says nothing is taken for one that hangs.
         println!("amdvi-lab-init: {}", command.name);
@@ -79,11 +81,22 @@ fn run(plan: &Plan, report: &mut Report) {
         if let Some(user) = command.user {
             program.uid(user).gid(user);
         }
-        let ran = output::run(&mut program, command.output).unwrap_or_else(|error| Ran {
-            stderr: format!("cannot start: {error}"),
-            ..Ran::default()
-        });
-        report.commands.insert(command.name.clone(), ran);
+        let output = command.output;
+        let mut run = move || {
+            output::run(&mut program, output).unwrap_or_else(|error| Ran {
+                stderr: format!("cannot start: {error}"),
+                ..Ran::default()
+            })
+        };
+        if command.background {
+            waited_for.push((&command.name, thread::spawn(run)));
+        } else {
+            report.commands.insert(command.name.clone(), run());
+        }
+    }
+    for (name, thread) in waited_for {
+        let ran = thread.join().unwrap_or_default();
+        report.commands.insert(name.clone(), ran);
     }
     if plan.container {
         report.container = Some(container::ask(&function));

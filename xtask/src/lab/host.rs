@@ -248,6 +248,7 @@ fn plan() -> Plan {
             .collect(),
         user: None,
         output: amdvi_lab_init::Output::Report,
+        background: false,
     };
     let unprivileged = |name: &str, args: &[&str]| Command {
         user: Some(NOBODY),

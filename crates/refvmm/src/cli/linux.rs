@@ -171,6 +171,7 @@ pub(super) fn run(
         configuration,
         origin: common.saving.origin(),
         orders: common.saving.orders()?,
+        started: None,
     };
     let outcome = guest.run().map_err(|error| error.to_string())?;
     Ok((machines, outcome))

@@ -129,6 +129,8 @@ pub struct Guest {
     pub origin: Option<Origin>,
     /// What is wanted of it while it runs.
     pub orders: Orders,
+    /// When it ran first in this process; none yet.
+    pub started: Option<Instant>,
 }
 
 /// What became of a guest.
@@ -283,6 +285,8 @@ impl Guest {
         if let Some(restored) = restored {
             restored.running();
         }
+        // A machine that came from elsewhere may have been waited for.
+        let started = *self.started.get_or_insert_with(Instant::now);
         let live = Live {
             vm: &fd,
             memory: &memory,
@@ -303,7 +307,7 @@ impl Guest {
                 .map(|limit| limit.saturating_sub(began.elapsed()));
             let ending = end.wait(Some(left.map_or(pause, |left| left.min(pause))));
             samples.take(&board);
-            self.orders.obey(live, began.elapsed());
+            self.orders.obey(live, started.elapsed());
             if ending.is_some() || left == Some(Duration::ZERO) {
                 break ending;
             }

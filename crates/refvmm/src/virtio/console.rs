@@ -136,8 +136,8 @@ impl Handler for Input {
         lane.fill(self) && !self.ended
     }
 
-    fn held(&self) -> &[u8] {
-        &self.buffer
+    fn held(&self) -> Vec<u8> {
+        self.buffer.clone()
     }
 
     fn hold(&mut self, held: &[u8]) -> bool {

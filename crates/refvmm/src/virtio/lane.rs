@@ -200,7 +200,7 @@ impl Lane {
             desc: queue.desc_table,
             avail: queue.avail_ring,
             used: queue.used_ring,
-            held: Hex(handler.held().to_vec()),
+            held: Hex(handler.held()),
         }
     }
 
@@ -359,8 +359,8 @@ pub(crate) trait Handler: Send {
     fn turn(&mut self, lane: &Lane) -> bool;
 
     /// What it took from the host and has not given to the driver yet.
-    fn held(&self) -> &[u8] {
-        &[]
+    fn held(&self) -> Vec<u8> {
+        Vec::new()
     }
 
     /// Takes over what another one held; `false` when that is more than it can have held.

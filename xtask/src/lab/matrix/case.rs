@@ -7,6 +7,7 @@ use amdvi_lab_guest::plan::{
 use amdvi_lab_guest::{Plan, Then};
 
 use super::expect::Expect;
+use crate::lab::journey::Journey;
 use crate::lab::kernels::{Debian, Kernel, debian};
 use crate::lab::{build, cache};
 
@@ -93,6 +94,8 @@ pub(in crate::lab) struct Case {
     pub(in crate::lab) reports: usize,
     /// How long it takes on an idle machine, in seconds.
     pub(in crate::lab) seconds: u64,
+    /// Where the machine goes meanwhile.
+    pub(in crate::lab) journey: Journey,
 }
 
 impl Case {
@@ -129,6 +132,7 @@ impl Case {
             cpu: &[],
             reports: 1,
             seconds: 40,
+            journey: Journey::Stays,
         }
     }
 
@@ -249,6 +253,12 @@ impl Case {
                 change(groups);
             }
         }
+        self
+    }
+
+    /// The machine goes elsewhere while it runs.
+    pub(super) fn journey(mut self, journey: Journey) -> Self {
+        self.journey = journey;
         self
     }
 

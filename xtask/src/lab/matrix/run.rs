@@ -211,6 +211,7 @@ pub(super) fn job(
         files,
         cpu: case.cpu,
         limits: limits(case.seconds),
+        journey: case.journey.clone(),
     })
 }
 

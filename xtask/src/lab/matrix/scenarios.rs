@@ -4,6 +4,7 @@
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use crate::lab::journey::Journey;
 use crate::lab::nested::{Job, Runner, limits};
 use crate::run;
 use crate::step::Outcome;
@@ -19,6 +20,7 @@ pub(super) fn run(runner: &Runner) -> Result<Outcome> {
         files: vec![("payload", run::build_payload()?)],
         cpu: &[],
         limits: limits(60),
+        journey: Journey::Stays,
     };
     let folder = super::folder(NAME);
     let ran = runner.run(&job, &folder, &mut |line| {

@@ -13,7 +13,7 @@ use amdvi_guest::endpoint::reg;
 
 use serde::{Deserialize, Serialize};
 
-use super::dma::{Aborted, AddressSpace, Atomic, Dma};
+use super::dma::{Aborted, AddressSpace, Atomic, Dma, Interruption};
 use super::lock;
 use super::tlb::Enabled;
 use crate::board::snapshot::{Hex, StateError, ensure};
@@ -470,7 +470,7 @@ impl Program {
     }
 
     /// Where the addresses are; only what runs in the background waits for pages.
-    fn space<'a>(&self, cancel: &'a AtomicBool) -> AddressSpace<'a> {
+    fn space<'a>(&self, channel: &'a Channel) -> AddressSpace<'a> {
         let pasid = (self.pasid & pasid::ON != 0)
             .then(|| Pasid::new(self.pasid & Pasid::MAX))
             .flatten();
@@ -480,7 +480,10 @@ impl Program {
                     .with_execute(self.pasid & pasid::EXECUTE != 0)
                     .with_privileged(self.pasid & pasid::PRIVILEGED != 0)
             }),
-            cancel: (self.operation & op::SYNC == 0).then_some(cancel),
+            wait: (self.operation & op::SYNC == 0).then_some(Interruption {
+                cancel: &channel.cancel,
+                suspend: &channel.suspend,
+            }),
         }
     }
 
@@ -548,7 +551,7 @@ impl Run<'_> {
 
     fn transaction(&mut self, done: u64, len: usize) -> Result<(), (u64, Aborted)> {
         let dma = self.channel.dma();
-        let space = self.program.space(&self.channel.cancel);
+        let space = self.program.space(self.channel);
         let data = &mut self.buffer[..len];
         let (source, target) = (
             self.program.source.wrapping_add(done),
@@ -603,7 +606,7 @@ impl Run<'_> {
         };
         // 4 or 8.
         let len = program.length as usize;
-        let space = program.space(&self.channel.cancel);
+        let space = program.space(self.channel);
         self.channel
             .dma()
             .atomic(space, program.target, len, atomic)

@@ -60,20 +60,29 @@ impl Atomic {
     }
 }
 
+/// What ends an operation in the background early.
+#[derive(Clone, Copy)]
+pub(super) struct Interruption<'a> {
+    /// It is to end now.
+    pub(super) cancel: &'a AtomicBool,
+    /// It is to go on later.
+    pub(super) suspend: &'a AtomicBool,
+}
+
 /// The address space of a request, and whether it may wait for pages.
 #[derive(Clone, Copy)]
 pub(super) struct AddressSpace<'a> {
     /// The PASID that the requests carry.
     pub(super) pasid: Option<Pasid>,
     /// Where page requests may be made, what ends the wait for their answers.
-    pub(super) cancel: Option<&'a AtomicBool>,
+    pub(super) wait: Option<Interruption<'a>>,
 }
 
 impl AddressSpace<'_> {
     /// Requests without PASID that don't wait.
     pub(super) const PLAIN: Self = Self {
         pasid: None,
-        cancel: None,
+        wait: None,
     };
 }
 
@@ -191,8 +200,8 @@ impl Dma {
             }) {
                 Ok(done) => at += done,
                 Err(Aborted::NoPage) => {
-                    let cancel = space.cancel.filter(|_| tlb.enabled().pri);
-                    let cancel = cancel.ok_or(Aborted::NoPage)?;
+                    let wait = space.wait.filter(|_| tlb.enabled().pri);
+                    let wait = wait.ok_or(Aborted::NoPage)?;
                     requests += 1;
                     let made = requests <= MOST_PAGE_REQUESTS
                         && tlb.request_page(
@@ -200,7 +209,7 @@ impl Dma {
                             space.pasid,
                             here,
                             access,
-                            cancel,
+                            wait,
                         );
                     if !made {
                         return Err(Aborted::NoPage);

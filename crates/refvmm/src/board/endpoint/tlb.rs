@@ -1,7 +1,7 @@
 //! The endpoint's own translations (PCIe ATS) and its page requests (PRI).
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use amdvi_device::{
 
 use serde::{Deserialize, Serialize};
 
+use super::dma::Interruption;
 use super::lock;
 use crate::board::snapshot::{StateError, ensure};
 
@@ -48,11 +49,24 @@ pub(super) struct Entry {
     write: bool,
 }
 
-/// The TLB as it is saved. Page requests are none: who waits for an answer asks again.
+/// A page request that software has been made, and what is known of its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Waiting {
+    pasid: Option<u32>,
+    iova: u64,
+    write: bool,
+    /// The response code.
+    code: Option<u8>,
+    /// Who waits for it was suspended, and takes it up again.
+    suspended: bool,
+}
+
+/// The TLB as it is saved, with the page requests under way: software answers them some time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TlbState {
     enabled: Enabled,
     entries: Vec<Entry>,
+    requests: BTreeMap<u16, Waiting>,
     next_tag: u32,
     /// In the order of [`Counters::all`].
     counters: [u64; 6],
@@ -157,8 +171,8 @@ impl Counters {
 pub(super) struct Tlb {
     enabled: Mutex<Enabled>,
     entries: Mutex<VecDeque<Entry>>,
-    /// Tags that wait for an answer, and the code of those that have one.
-    requests: Mutex<BTreeMap<u16, Option<u8>>>,
+    /// By tag.
+    requests: Mutex<BTreeMap<u16, Waiting>>,
     answered: Condvar,
     next_tag: AtomicU32,
     pub(super) counters: Counters,
@@ -185,6 +199,7 @@ impl Tlb {
         TlbState {
             enabled: self.enabled(),
             entries: lock(&self.entries).iter().copied().collect(),
+            requests: lock(&self.requests).clone(),
             next_tag: self.next_tag.load(Ordering::Acquire),
             counters: self
                 .counters
@@ -201,6 +216,8 @@ impl Tlb {
         )?;
         *lock(&self.enabled) = state.enabled;
         *lock(&self.entries) = state.entries.iter().copied().collect();
+        let tags = state.requests.range(..TAGS as u16);
+        *lock(&self.requests) = tags.map(|(tag, waiting)| (*tag, *waiting)).collect();
         self.next_tag.store(state.next_tag, Ordering::Release);
         for (counter, saved) in self.counters.all().into_iter().zip(state.counters) {
             counter.store(saved, Ordering::Release);
@@ -238,17 +255,29 @@ impl Tlb {
         entry
     }
 
-    /// Asks software for a page and waits for its answer: whether it is there now. `cancel` ends
-    /// the wait.
+    /// Asks software for a page and waits for its answer: whether it is there now. `wait` ends that
+    /// early; a wait that was suspended is taken up by who asks for the same again.
     pub(super) fn request_page(
         &self,
         mut endpoint: impl FnMut(&mut dyn FnMut(&mut Endpoint)),
         pasid: Option<Pasid>,
         iova: u64,
         access: Access,
-        cancel: &AtomicBool,
+        wait: Interruption<'_>,
     ) -> bool {
-        let tag = (self.next_tag.fetch_add(1, Ordering::AcqRel) % TAGS) as u16;
+        let asked = Waiting {
+            pasid: pasid.map(Pasid::value),
+            iova,
+            write: access.writes(),
+            code: None,
+            suspended: false,
+        };
+        let again = self.take_up(&asked);
+        let tag = again.unwrap_or_else(|| {
+            let tag = (self.next_tag.fetch_add(1, Ordering::AcqRel) % TAGS) as u16;
+            lock(&self.requests).insert(tag, asked);
+            tag
+        });
         let request = PageRequest {
             pasid,
             address: iova,
@@ -258,18 +287,19 @@ impl Tlb {
             last: true,
         };
         let end = Instant::now() + PATIENCE;
-        let waits = || Instant::now() < end && !cancel.load(Ordering::Acquire);
-        lock(&self.requests).insert(tag, None);
+        let waits = || Instant::now() < end && !wait.cancel.load(Ordering::Acquire);
         let mut code = None;
+        let mut logged = again.is_some();
         while waits() {
+            if logged {
+                code = self.wait(tag, waits);
+                break;
+            }
             count(&self.counters.page_requests);
             let mut requested = PageRequested::Lost;
             endpoint(&mut |endpoint| requested = endpoint.page_request(&request));
             match requested {
-                PageRequested::Logged => {
-                    code = self.wait(tag, waits);
-                    break;
-                }
+                PageRequested::Logged => logged = true,
                 PageRequested::Answered(response) | PageRequested::Refused(_, response) => {
                     code = response.map(|response| response.code);
                     break;
@@ -277,7 +307,16 @@ impl Tlb {
                 PageRequested::Lost => std::thread::sleep(LOOK),
             }
         }
-        lock(&self.requests).remove(&tag);
+        let mut requests = lock(&self.requests);
+        match requests.get_mut(&tag) {
+            Some(waiting) if logged && code.is_none() && wait.suspend.load(Ordering::Acquire) => {
+                waiting.suspended = true;
+            }
+            _ => {
+                requests.remove(&tag);
+            }
+        }
+        drop(requests);
         if code == Some(PageResponse::FAILURE) {
             // Page requests don't work: no more of them until software enables them again.
             lock(&self.enabled).pri = false;
@@ -285,12 +324,28 @@ impl Tlb {
         code == Some(PageResponse::SUCCESS)
     }
 
+    /// The tag of a request whose wait was suspended.
+    fn take_up(&self, asked: &Waiting) -> Option<u16> {
+        let mut requests = lock(&self.requests);
+        let same = |waiting: &Waiting| {
+            waiting.suspended
+                && Waiting {
+                    code: None,
+                    suspended: false,
+                    ..*waiting
+                } == *asked
+        };
+        let (tag, waiting) = requests.iter_mut().find(|(_, waiting)| same(waiting))?;
+        waiting.suspended = false;
+        Some(*tag)
+    }
+
     /// Waits for the answer to `tag`.
     fn wait(&self, tag: u16, mut waits: impl FnMut() -> bool) -> Option<u8> {
         let mut requests = lock(&self.requests);
         loop {
-            if let Some(Some(code)) = requests.get(&tag) {
-                return Some(*code);
+            if let Some(code) = requests.get(&tag).and_then(|waiting| waiting.code) {
+                return Some(code);
             }
             if !waits() {
                 return None;
@@ -319,7 +374,7 @@ impl DeviceAts for Tlb {
 
     fn page_response(&self, response: &PageResponse) {
         if let Some(waiting) = lock(&self.requests).get_mut(&response.tag) {
-            *waiting = Some(response.code);
+            waiting.code = Some(response.code);
             count(&self.counters.page_responses);
             self.answered.notify_all();
         }
