@@ -4,4 +4,5 @@ mod blk;
 mod chars;
 mod net;
 mod rig;
+mod snapshot;
 mod transport;

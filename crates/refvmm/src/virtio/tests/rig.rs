@@ -77,6 +77,14 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new(functions: impl IntoIterator<Item = FunctionBuilder>) -> Self {
+        let mut count = 0;
+        let rig = Self::bare(functions.into_iter().inspect(|_| count += 1));
+        rig.start_iommu(count);
+        rig
+    }
+
+    /// A machine whose IOMMU is off.
+    pub(crate) fn bare(functions: impl IntoIterator<Item = FunctionBuilder>) -> Self {
         let memory = Arc::new(Ram::default().map().unwrap());
         let cpus = Arc::new(Cpus::default());
         let options: amdvi_device::Options = "amd-iommu".parse().unwrap();
@@ -97,16 +105,14 @@ impl Rig {
             ..Config::default()
         };
         let board = Board::new(&config, &memory, &[0, 1], Arc::clone(&cpus) as _).unwrap();
-        let rig = Self {
+        Self {
             board,
             memory,
             cpus,
             next_iova: Cell::new(FIRST_IOVA),
             next_page: Cell::new(TOP),
             commands: Cell::new(0),
-        };
-        rig.start_iommu(count);
-        rig
+        }
     }
 
     fn start_iommu(&self, functions: u8) {
