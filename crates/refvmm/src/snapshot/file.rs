@@ -46,6 +46,8 @@ impl NewFile {
                     "another process is saving there; wait for it, or give another name",
                 ));
             }
+            // A kernel without file locks has nothing that could be asked.
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(error),
         }
         // Between opening and locking, another process may have put it in its place.

@@ -29,8 +29,8 @@ pub(crate) struct Sent {
 }
 
 fn is_zero(page: &[u8]) -> bool {
-    // The compiler makes wide comparisons of it.
-    page.iter().fold(0, |all, byte| all | byte) == 0
+    // A comparison of memory, which is the fastest look at it there is.
+    page == &[0; PAGE][..page.len()]
 }
 
 impl Chunk {

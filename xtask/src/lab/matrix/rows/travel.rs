@@ -61,15 +61,13 @@ pub(super) const ROWS: &[Row] = &[
         about: "saved and restored by another process, again and again, while disk, network and MSI-X are checked",
         kernels: NEW,
         subset: &[],
-        make: |case| {
-            busy(case).journey(Journey::Saved(&[4000, 6000, 2500, 3500, 2000, 3000, 1500]))
-        },
+        make: |case| busy(case).journey(Journey::Saved(&[4000, 9000, 5000, 8000, 6000, 7000])),
     },
     Row {
         name: "M22-moved",
         about: "moved live from process to process while disk, network and MSI-X are checked",
         kernels: NEW,
         subset: &[],
-        make: |case| busy(case).journey(Journey::Moved(&[12_000, 4000])),
+        make: |case| busy(case).journey(Journey::Moved(&[15_000, 15_000])),
     },
 ];
