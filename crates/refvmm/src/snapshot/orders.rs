@@ -17,7 +17,7 @@ use crate::kvm::Ending;
 
 /// The longest command.
 const LINE: u64 = 4096;
-/// Clients at the same time; more wait.
+/// How long a client waits at most: for a machine that stands still, or moves.
 const ANSWER: Duration = Duration::from_secs(3600);
 
 /// A command.
