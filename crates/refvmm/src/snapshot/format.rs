@@ -232,7 +232,7 @@ impl<R: Read> Reader<R> {
     ///
     /// # Errors
     /// The stream is cut off or damaged.
-    pub fn next(&mut self) -> Result<Option<(Kind, &[u8])>, FormatError> {
+    pub fn next_frame(&mut self) -> Result<Option<(Kind, &[u8])>, FormatError> {
         if self.ended {
             return Ok(None);
         }
@@ -300,7 +300,7 @@ mod tests {
     fn read(bytes: &[u8]) -> Result<Vec<(Kind, Vec<u8>)>, FormatError> {
         let mut reader = Reader::new(bytes)?;
         let mut frames = Vec::new();
-        while let Some((kind, contents)) = reader.next()? {
+        while let Some((kind, contents)) = reader.next_frame()? {
             frames.push((kind, contents.to_vec()));
         }
         Ok(frames)
@@ -389,7 +389,7 @@ mod tests {
         bytes.extend((200u32 << 20).to_le_bytes());
         bytes.extend([0; 40]);
         let mut reader = Reader::new(&*bytes).unwrap();
-        assert!(matches!(reader.next(), Err(FormatError::Truncated)));
+        assert!(matches!(reader.next_frame(), Err(FormatError::Truncated)));
         assert!(reader.contents.capacity() < 1 << 20);
         bytes[20..24].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(matches!(read(&bytes), Err(FormatError::Corrupt(_))));

@@ -165,7 +165,7 @@ pub(crate) fn load(memory: &Memory, kind: Kind, contents: &[u8]) -> Result<(), F
         return Err(corrupt(format!("{count} zero pages at once")));
     }
     for page in 0..count {
-        let at = gpa.checked_add(page * PAGE as u64).unwrap_or(u64::MAX);
+        let at = gpa.saturating_add(page * PAGE as u64);
         memory
             .write_slice(&[0; PAGE], GuestAddress(at))
             .map_err(outside)?;
@@ -256,7 +256,7 @@ mod tests {
 
     fn load_all(stream: &[u8], memory: &Memory) {
         let mut reader = Reader::new(stream).unwrap();
-        while let Some((kind, contents)) = reader.next().unwrap() {
+        while let Some((kind, contents)) = reader.next_frame().unwrap() {
             load(memory, kind, contents).unwrap();
         }
     }
@@ -308,9 +308,9 @@ mod tests {
             (Kind::Ram, ram_at(0, 100)),
             (Kind::Ram, ram_at(8, PAGE)),
             (Kind::Ram, ram_at(0x3ff_f000, 2 * PAGE)),
-            (Kind::Ram, ram_at(u64::MAX & !0xfff, PAGE)),
+            (Kind::Ram, ram_at(!0xfff, PAGE)),
             (Kind::Zeroes, zeroes(0, u64::MAX)),
-            (Kind::Zeroes, zeroes(u64::MAX & !0xfff, 2)),
+            (Kind::Zeroes, zeroes(!0xfff, 2)),
             (Kind::Zeroes, ram_at(0, 4)),
         ] {
             assert!(load(&memory, kind, &contents).is_err(), "{kind:?}");

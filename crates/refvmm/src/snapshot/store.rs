@@ -186,7 +186,7 @@ fn check(path: &Path) -> Result<File, FormatError> {
     let mut file = File::open(path)?;
     let mut reader = Reader::new(BufReader::with_capacity(BUFFER, &mut file))?;
     let (mut configurations, mut states) = (0, 0);
-    while let Some((kind, _)) = reader.next()? {
+    while let Some((kind, _)) = reader.next_frame()? {
         configurations += u32::from(kind == Kind::Configuration);
         states += u32::from(kind == Kind::State);
     }
@@ -224,7 +224,7 @@ impl Target<'_> {
         let text = |what: &'static str| {
             move |error: serde_json::Error| corrupt(format!("{what}: {error}"))
         };
-        match reader.next().map_err(read)? {
+        match reader.next_frame().map_err(read)? {
             Some((Kind::Configuration, contents)) => {
                 let saved: Configuration = serde_json::from_slice(contents)
                     .map_err(text("its configuration"))
@@ -238,7 +238,7 @@ impl Target<'_> {
         fits(reader.get_mut())?;
         ram::clear(self.memory).map_err(read)?;
         let mut state: Option<MachineState> = None;
-        while let Some((kind, contents)) = reader.next().map_err(read)? {
+        while let Some((kind, contents)) = reader.next_frame().map_err(read)? {
             match kind {
                 Kind::Ram | Kind::Zeroes if state.is_none() => {
                     ram::load(self.memory, kind, contents).map_err(read)?;

@@ -49,11 +49,11 @@ fn busy(mut case: Case) -> Case {
             }),
         );
     }
-    case.seconds += 60;
+    case.seconds += 40;
     case
 }
 
-const ROUNDS: u32 = 4;
+const ROUNDS: u32 = 2;
 
 pub(super) const ROWS: &[Row] = &[
     Row {
