@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SnapshotError;
 use super::configuration::Configuration;
-use super::vcpu::{Model, VcpuState};
+use super::vcpu::{Model, TIME, VcpuState};
 use crate::board::Board;
 use crate::board::snapshot::BoardState;
 use crate::kvm::{self, Crew, End, Ending, KvmError, Paused};
@@ -60,15 +60,20 @@ impl Still<'_> {
     pub(crate) fn state(&self) -> Result<MachineState, SnapshotError> {
         let model = Model::ask(&kvm::open()?)?;
         let board = self.live.board.save()?;
-        let vcpus = self.paused.iter().flat_map(Paused::vcpus);
-        let vcpus = vcpus.map(|vcpu| model.save(&vcpu));
+        let cpus = || self.paused.iter().flat_map(Paused::vcpus);
+        let vcpus = cpus().map(|vcpu| model.save(&vcpu));
+        let mut vcpus = vcpus.collect::<Result<Vec<_>, _>>()?;
+        let clock = self
+            .live
+            .vm
+            .get_clock()
+            .map_err(KvmError::call("KVM_GET_CLOCK"))?;
+        for (state, vcpu) in vcpus.iter_mut().zip(cpus()) {
+            Model::save_tsc(state, &vcpu)?;
+        }
         Ok(MachineState {
-            vcpus: vcpus.collect::<Result<_, _>>()?,
-            clock: self
-                .live
-                .vm
-                .get_clock()
-                .map_err(KvmError::call("KVM_GET_CLOCK"))?,
+            clock,
+            vcpus,
             board,
         })
     }
@@ -120,6 +125,11 @@ impl MachineState {
         for vector in board.in_service() {
             if !self.vcpus.iter().any(|vcpu| vcpu.has_interrupt(vector)) {
                 board.eoi(vector);
+            }
+        }
+        for which in TIME {
+            for (vcpu, state) in vcpus.iter().zip(&self.vcpus) {
+                state.restore_time(vcpu, which)?;
             }
         }
         let clock = kvm_clock_data {

@@ -5,6 +5,9 @@
 //! last, since every other question may move something there. Written: what decides the meaning of
 //! others before them, that is the APIC base (in the special registers) before the APIC, the APIC's
 //! timer mode before its deadline, the TSC before what is compared with it; events last.
+//!
+//! TSCs and clock are one thing to a guest that has both, and it looks for small differences: they are
+//! read together when all else has been, and set together likewise.
 
 use kvm_bindings::{
     Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
@@ -21,6 +24,8 @@ const CHUNK: usize = 64;
 const TSC: u32 = 0x10;
 /// IA32_TSC_DEADLINE.
 const TSC_DEADLINE: u32 = 0x6e0;
+/// In the order in which they are to be set.
+pub(crate) const TIME: [u32; 2] = [TSC, TSC_DEADLINE];
 /// EFER.SVME: the guest is a hypervisor itself.
 const SVME: u64 = 1 << 12;
 /// MTRRs, which KVM has and does not list: variable ranges, fixed ranges, the default type.
@@ -31,8 +36,9 @@ const MTRRS: [std::ops::RangeInclusive<u32>; 5] = [
     0x268..=0x26f,
     0x2ff..=0x2ff,
 ];
-/// TSC frequencies that differ by less are one: the host measures its own anew at each boot.
-const TSC_TOLERANCE_PPM: u64 = 250;
+/// TSC frequencies that differ by less are one: a host measures its own anew at each boot, and once
+/// more, exactly, a while later. KVM would make up for more, at the cost of a slow guest.
+const TSC_TOLERANCE_PPM: u64 = 2000;
 /// Registers of a local APIC: interrupts in service and requested, 32 bits in each 16 bytes.
 const ISR: usize = 0x100;
 const IRR: usize = 0x200;
@@ -132,6 +138,20 @@ impl Model {
         })
     }
 
+    /// Reads the TSC once more.
+    pub(crate) fn save_tsc(state: &mut VcpuState, vcpu: &VcpuFd) -> Result<(), KvmError> {
+        let mut entries = msrs(std::iter::once((TSC, 0)))?;
+        let read = vcpu
+            .get_msrs(&mut entries)
+            .map_err(KvmError::call("KVM_GET_MSRS"))?;
+        if let Some(entry) = entries.as_slice().first().filter(|_| read == 1) {
+            for (_, value) in state.msrs.iter_mut().filter(|(index, _)| *index == TSC) {
+                *value = entry.data;
+            }
+        }
+        Ok(())
+    }
+
     /// Those MSRs of the list that the CPU has.
     fn read_msrs(&self, vcpu: &VcpuFd) -> Result<Vec<(u32, u64)>, KvmError> {
         let mut values = Vec::new();
@@ -167,7 +187,8 @@ fn msrs(values: impl Iterator<Item = (u32, u64)>) -> Result<Msrs, KvmError> {
 }
 
 impl VcpuState {
-    /// Puts the state into a CPU that has its CPUID leaves and has not run.
+    /// Puts the state into a CPU that has its CPUID leaves and has not run. Its time is for
+    /// [`restore_time`](Self::restore_time).
     pub(crate) fn restore(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
         self.set_tsc_frequency(vcpu)?;
         vcpu.set_sregs(&self.sregs)
@@ -189,7 +210,7 @@ impl VcpuState {
         }
         vcpu.set_lapic(&self.lapic)
             .map_err(KvmError::call("KVM_SET_LAPIC"))?;
-        self.write_msrs(vcpu)?;
+        self.write_msrs(vcpu, |index| !TIME.contains(&index))?;
         if let Some(nested) = &self.nested {
             vcpu.set_nested_state(nested)
                 .map_err(KvmError::call("KVM_SET_NESTED_STATE"))?;
@@ -221,13 +242,15 @@ impl VcpuState {
         })
     }
 
-    fn write_msrs(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
-        let mut values = self.msrs.clone();
-        values.sort_by_key(|(index, _)| match *index {
-            TSC => 0,
-            TSC_DEADLINE => 2,
-            _ => 1,
-        });
+    /// Sets the TSC, or the deadline that is compared with it: of all CPUs the one, then of all the
+    /// other. KVM takes TSCs that are written within a second of each other for the same.
+    pub(crate) fn restore_time(&self, vcpu: &VcpuFd, which: u32) -> Result<(), KvmError> {
+        self.write_msrs(vcpu, |index| index == which)
+    }
+
+    fn write_msrs(&self, vcpu: &VcpuFd, wanted: impl Fn(u32) -> bool) -> Result<(), KvmError> {
+        let values = self.msrs.iter().copied();
+        let values: Vec<_> = values.filter(|(index, _)| wanted(*index)).collect();
         let mut rest = &values[..];
         while !rest.is_empty() {
             let chunk = &rest[..rest.len().min(CHUNK)];
@@ -314,6 +337,9 @@ mod tests {
         let read: VcpuState = serde_json::from_str(&text).unwrap();
         assert!(read.has_interrupt(0x41) && !read.has_interrupt(0x40));
         read.restore(&fresh).unwrap();
+        for which in TIME {
+            read.restore_time(&fresh, which).unwrap();
+        }
         let again = model.save(&fresh).unwrap();
         assert_eq!(again.regs, saved.regs);
         assert_eq!(again.sregs, saved.sregs);
