@@ -10,6 +10,7 @@ mod emulator;
 mod guest;
 mod host;
 mod host_checks;
+mod journey;
 mod kernels;
 pub(crate) mod linux;
 pub(crate) mod matrix;

@@ -89,6 +89,9 @@ pub struct Command {
     /// when each came first, and what memory the program had then, is part of the result.
     #[serde(default)]
     pub marks: BTreeMap<String, String>,
+    /// The next one starts at once; this one is waited for in the end.
+    #[serde(default)]
+    pub background: bool,
 }
 
 /// Where the output of a program goes.

@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use amdvi_lab_init::{PLAN, Plan, Ran, Report, kmsg, machine, pci};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -75,6 +76,7 @@ fn run(plan: &Plan, report: &mut Report) {
                 .push(format!("make the interface {}: {error}", tap.name));
         }
     }
+    let mut waited_for = Vec::new();
     for command in &plan.commands {
         // A sign of life: an emulated machine that says nothing is taken for one that hangs.
         println!("amdvi-lab-init: {}", command.name);
@@ -87,12 +89,23 @@ fn run(plan: &Plan, report: &mut Report) {
         if let Some(user) = command.user {
             program.uid(user).gid(user);
         }
-        let ran =
-            output::run(&mut program, command.output, &command.marks).unwrap_or_else(|error| Ran {
+        let output = command.output;
+        let marks = command.marks.clone();
+        let mut run = move || {
+            output::run(&mut program, output, &marks).unwrap_or_else(|error| Ran {
                 stderr: format!("cannot start: {error}"),
                 ..Ran::default()
-            });
-        report.commands.insert(command.name.clone(), ran);
+            })
+        };
+        if command.background {
+            waited_for.push((&command.name, thread::spawn(run)));
+        } else {
+            report.commands.insert(command.name.clone(), run());
+        }
+    }
+    for (name, thread) in waited_for {
+        let ran = thread.join().unwrap_or_default();
+        report.commands.insert(name.clone(), ran);
     }
     if plan.container {
         report.container = Some(container::ask(&function));

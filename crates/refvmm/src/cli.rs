@@ -3,10 +3,12 @@
 mod board;
 mod devices;
 mod linux;
+mod saving;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use amdvi_guest::boot::MAX_CPUS;
@@ -16,6 +18,7 @@ use clap::{Parser, ValueEnum};
 
 use board::BoardArgs;
 use linux::LinuxArgs;
+use saving::SavingArgs;
 
 use crate::board::DeviceError;
 use crate::kvm::Payload;
@@ -25,7 +28,7 @@ use crate::report::{Human, Summary, json};
 use crate::run::host::{HostIommu, HostKvm};
 use crate::run::machine::{Device, Machine};
 use crate::run::plan::{self, Plan, Wishes};
-use crate::run::{self, Accel, Interrupts};
+use crate::run::{self, Accel, Interrupts, Saving};
 
 /// The device when `--device` is not given.
 pub const DEFAULT_DEVICE: &str = "amd-iommu,dma-remap=on,intremap=on,xtsup=on,numint2k=on";
@@ -117,6 +120,9 @@ pub struct Cli {
 
     #[command(flatten)]
     board: BoardArgs,
+
+    #[command(flatten)]
+    saving: SavingArgs,
 }
 
 /// The sources of `--host-caps`: how each is written, and what it knows.
@@ -179,8 +185,8 @@ fn after_help() -> String {
         text.push_str(&format!("  {:<20} {}\n", scenario.name, scenario.about));
     }
     text.push_str(
-        "\nExit status: 0 all scenarios passed, or Linux switched the machine off; 1 one failed, or \
-         Linux died; 2 the run could not start.",
+        "\nExit status: 0 all scenarios passed, Linux switched the machine off, or the machine was saved \
+         or moved; 1 one failed, or Linux died; 2 the run could not start.",
     );
     text
 }
@@ -287,6 +293,7 @@ fn execute_linux(kernel: PathBuf, cli: &Cli) -> Result<bool, String> {
         timeout: cli.timeout.map(Duration::from_secs),
         interrupts: cli.interrupts,
         board: &cli.board,
+        saving: &cli.saving,
     };
     let (machines, outcome) = linux::run(kernel, &cli.linux, &common)?;
     for problem in &outcome.problems {
@@ -344,13 +351,33 @@ fn execute_scenarios(mut cli: Cli) -> Result<bool, String> {
         cpus: cli.cpus,
         interrupts: cli.interrupts,
     };
-    let Plan { jobs, left_out } = plan::plan(&wishes).map_err(|error| error.to_string())?;
+    let Plan { mut jobs, left_out } = plan::plan(&wishes).map_err(|error| error.to_string())?;
     let device = match device {
         Some(device) => device,
         None => default_device()?,
     };
     let host = host.unwrap_or_else(|| HostIommu::ask(&HostCapSpec::None));
     let machine = Machine::new(&device, &host, &ram).map_err(|error| error.to_string())?;
+
+    if cli.saving.is_used() {
+        let kvm = matches!(accel, Accel::Kvm(_));
+        let [job] = &mut jobs[..] else {
+            return Err("saving and restoring is for one machine: give one --scenario".into());
+        };
+        if !kvm {
+            return Err(format!(
+                "saving and restoring needs a virtual machine (--accel kvm): {why}"
+            ));
+        }
+        let mut configuration = linux::machine_of(&job.apic_ids, &job.machine.ram);
+        configuration.push("--scenario", job.scenario.name);
+        configuration.push("--device", &job.machine.options);
+        job.saving = Some(Saving {
+            configuration,
+            origin: cli.saving.origin(),
+            orders: Arc::new(Mutex::new(cli.saving.orders()?)),
+        });
+    }
 
     // With --json stdout belongs to the program that reads it.
     let mut human = if cli.json {
@@ -380,7 +407,7 @@ fn execute_scenarios(mut cli: Cli) -> Result<bool, String> {
         // Whoever does not read it does not need it.
         let _ = writeln!(std::io::stdout(), "{}", json(&summary));
     }
-    Ok(summary.passed())
+    Ok(summary.passed() || summary.gone().is_some())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! - [`linux`] boots Linux in one;
 //! - [`ram`] is where its RAM lies, which the host has a say in;
 //! - [`run`] decides what a machine offers, and runs the scenarios;
+//! - `snapshot` saves a whole machine and restores it, or moves it to another process;
 //! - [`report`] prints what happened, for people and as JSON;
 //! - `virtio` is block, network, console and entropy devices behind the IOMMU;
 //! - [`cli`] is the command line.
@@ -23,6 +24,8 @@ pub mod linux;
 pub mod ram;
 pub mod report;
 pub mod run;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod snapshot;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod virtio;
 

@@ -10,11 +10,15 @@ use amdvi_hostcap::ram::{
     self, FOUR_GIB, HT_HOLE_BASE, HT_HOLE_END, Moves, RamLayout, RamRequest, Region,
 };
 use amdvi_hostcap::{EarlyFacts, Situation};
+use amdvi_vmm_glue::dirty::DirtyPages;
 use clap::ValueEnum;
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::layout;
+
+/// Guest RAM, which can log the pages that devices write.
+pub type Memory = GuestMemoryMmap<DirtyPages>;
 
 /// Address bits with which RAM can lie above 1 TiB.
 const BITS_ABOVE_ONE_TIB: u8 = 41;
@@ -210,13 +214,13 @@ impl Ram {
     ///
     /// # Errors
     /// The host refuses the mapping: it counts memory that is not used yet, or limits addresses.
-    pub fn map(&self) -> Result<GuestMemoryMmap, FromRangesError> {
+    pub fn map(&self) -> Result<Memory, FromRangesError> {
         let ranges: Vec<_> = self
             .layout
             .ram()
             .map(|region| (GuestAddress(region.base), region.size as usize))
             .collect();
-        GuestMemoryMmap::from_ranges(&ranges)
+        Memory::from_ranges(&ranges)
     }
 
     /// First address behind RAM below 4 GiB.

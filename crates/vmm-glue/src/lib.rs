@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "dirty")]
+pub mod dirty;
 #[cfg(all(feature = "device", feature = "vm-memory"))]
 pub mod dma;
 #[cfg(feature = "device")]

@@ -249,6 +249,7 @@ fn plan() -> Plan {
         user: None,
         output: amdvi_lab_init::Output::Report,
         marks: Default::default(),
+        background: false,
     };
     let unprivileged = |name: &str, args: &[&str]| Command {
         user: Some(NOBODY),

@@ -13,12 +13,11 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::emulator::{Console, Emulator, Limits, Watch, read};
+use super::journey::{Journey, Leg, VMM};
 use super::kernels::Kernel;
 use super::programs::Programs;
 use super::{build, cache, qemu};
 
-/// The name of the result of the reference VMM's run.
-const VMM: &str = "vmm";
 /// Where the reference VMM is in the emulated machine.
 const REFVMM: &str = "/bin/amdvi-refvmm";
 /// Where files of a job are in the emulated machine.
@@ -39,6 +38,8 @@ pub(super) struct Job {
     pub(super) cpu: &'static [&'static str],
     /// How long all of it may take.
     pub(super) limits: Limits,
+    /// Where the machine goes meanwhile.
+    pub(super) journey: Journey,
     /// Another VMM; needs an emulated machine.
     pub(super) vmm: Option<Vmm>,
     /// More of the command line of the emulated machine's kernel.
@@ -65,6 +66,8 @@ pub(super) struct Ran {
     pub(super) code: Option<i32>,
     /// What it said last as JSON.
     pub(super) json: Option<Value>,
+    /// Of a machine that travelled, the same of the processes before, by name.
+    pub(super) legs: Vec<(String, Option<Value>)>,
     /// All that came over the console, of the emulated machine too.
     pub(super) console: String,
     /// What went wrong with the emulator and was overcome.
@@ -143,7 +146,7 @@ impl Runner {
                 if let Some(feature) = job.lacks(&cpuinfo) {
                     bail!("this machine's CPU lacks {feature}, which the guest needs");
                 }
-                direct(refvmm, job, folder, watch)
+                travel(refvmm, job, folder, watch)
             }
             Self::Nested(nested) => nested.run(job, folder, watch),
         }
@@ -256,7 +259,7 @@ impl Nested {
         for directory in ["bin", "dev", "lab", FOLDER.trim_start_matches('/')] {
             cpio.directory(directory);
         }
-        let (mut args, vmm_files) = match &job.vmm {
+        let (args, vmm_files) = match &job.vmm {
             Some(vmm) => (vmm.argv.clone(), vmm.files.clone()),
             None => (vec![REFVMM.to_owned()], Vec::new()),
         };
@@ -266,15 +269,22 @@ impl Nested {
         // The kernel opens it for init before there is a devtmpfs.
         cpio.device("dev/console", 5, 1);
         let place = |name: &str| format!("{FOLDER}/{name}");
-        args.extend(job.args_with(|name, _| place(name)));
-        let plan = Plan {
-            commands: vec![amdvi_lab_init::Command {
-                name: VMM.to_owned(),
-                argv: args,
+        let command = |leg: Leg| {
+            let mut argv = args.clone();
+            argv.extend(job.args_with(|name, _| place(name)));
+            argv.extend(leg.args);
+            amdvi_lab_init::Command {
+                name: leg.name,
+                argv,
                 user: None,
                 output,
                 marks: job.marks.clone(),
-            }],
+                background: leg.background,
+            }
+        };
+        let legs = job.journey.legs(FOLDER).into_iter();
+        let plan = Plan {
+            commands: legs.map(command).collect(),
             taps: job.taps.clone(),
             ..Plan::default()
         };
@@ -317,9 +327,14 @@ impl Nested {
             .commands
             .remove(VMM)
             .context("the emulated machine did not start the reference VMM")?;
+        let json = |stdout: &str| serde_json::from_str(stdout).ok();
+        let legs = report.commands.iter();
         Ok(Ran {
             code: ran.code,
-            json: serde_json::from_str(&ran.stdout).ok(),
+            json: json(&ran.stdout),
+            legs: legs
+                .map(|(name, ran)| (name.clone(), json(&ran.stdout)))
+                .collect(),
             console,
             remarks,
             marks: ran.marks,
@@ -333,12 +348,40 @@ struct Files {
     initrd: PathBuf,
 }
 
+/// Runs the reference VMM on this machine, or one after the other.
+fn travel(refvmm: &Path, job: &Job, folder: &Path, watch: &mut Watch<'_>) -> Result<Ran> {
+    if matches!(job.journey, Journey::Moved(_)) {
+        bail!("two reference VMMs at a time are run in an emulated machine only, so far");
+    }
+    let mut before: Option<Ran> = None;
+    for (number, leg) in (1..).zip(job.journey.legs(&folder.to_string_lossy())) {
+        let mut ran = direct(refvmm, job, &leg, number, folder, watch)?;
+        if let Some(before) = before {
+            ran.console.insert_str(0, &before.console);
+            ran.legs = before.legs;
+        }
+        if leg.name != VMM {
+            ran.legs.push((leg.name, ran.json.clone()));
+        }
+        before = Some(ran);
+    }
+    before.context("a journey without a part")
+}
+
 /// Runs the reference VMM on this machine.
-fn direct(refvmm: &Path, job: &Job, folder: &Path, watch: &mut Watch<'_>) -> Result<Ran> {
-    let log = folder.join("console.1.log");
-    let errors = folder.join("stderr.1.log");
+fn direct(
+    refvmm: &Path,
+    job: &Job,
+    leg: &Leg,
+    number: u32,
+    folder: &Path,
+    watch: &mut Watch<'_>,
+) -> Result<Ran> {
+    let log = folder.join(format!("console.{number}.log"));
+    let errors = folder.join(format!("stderr.{number}.log"));
     let mut child = Command::new(refvmm)
         .args(job.args_with(|_, here| here.to_owned()))
+        .args(&leg.args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(fs::File::create(&errors)?)
@@ -367,6 +410,7 @@ fn direct(refvmm: &Path, job: &Job, folder: &Path, watch: &mut Watch<'_>) -> Res
     Ok(Ran {
         code: status.code(),
         json,
+        legs: Vec::new(),
         console: console.text + &fs::read_to_string(&errors).unwrap_or_default(),
         remarks: Vec::new(),
         marks: BTreeMap::new(),

@@ -165,6 +165,11 @@ impl Default for Checksum {
 }
 
 impl Checksum {
+    /// A checksum that goes on from a [`value`](Self::value).
+    pub const fn resumed(value: u64) -> Self {
+        Self(value)
+    }
+
     /// Goes on with these bytes.
     pub fn add(&mut self, bytes: &[u8]) {
         for byte in bytes {

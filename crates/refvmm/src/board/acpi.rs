@@ -14,7 +14,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use amdvi_vmm_glue::ivrs::ConfigError;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{Immutable, IntoBytes};
 
@@ -25,6 +25,7 @@ use super::legacy::{
 };
 use super::{hpet, ivrs};
 use crate::layout;
+use crate::ram::Memory;
 
 pub(super) const OEM_ID: [u8; 6] = *b"AMDVI ";
 pub(super) const OEM_TABLE_ID: [u8; 8] = *b"REFVMM  ";
@@ -188,7 +189,7 @@ fn fadt(dsdt: u64, hardware: Hardware) -> Vec<u8> {
 
 /// Lays the tables out behind each other.
 struct Writer<'a> {
-    memory: &'a GuestMemoryMmap,
+    memory: &'a Memory,
     next: u64,
 }
 
@@ -206,11 +207,7 @@ impl Writer<'_> {
 }
 
 /// Writes every table, the RSDP at [`layout::RSDP`], and what other firmware a PC has.
-pub(super) fn write(
-    memory: &GuestMemoryMmap,
-    config: &Config,
-    apic_ids: &[u32],
-) -> Result<(), AcpiError> {
+pub(super) fn write(memory: &Memory, config: &Config, apic_ids: &[u32]) -> Result<(), AcpiError> {
     let mut writer = Writer {
         memory,
         next: layout::ACPI_TABLES,
@@ -245,7 +242,7 @@ mod tests {
     use super::*;
     use amdvi_device::Options;
 
-    fn read(memory: &GuestMemoryMmap, at: u64, len: usize) -> Vec<u8> {
+    fn read(memory: &Memory, at: u64, len: usize) -> Vec<u8> {
         let mut data = vec![0; len];
         memory.read_slice(&mut data, GuestAddress(at)).unwrap();
         data
@@ -255,7 +252,7 @@ mod tests {
         bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
     }
 
-    fn table(memory: &GuestMemoryMmap, at: u64) -> Vec<u8> {
+    fn table(memory: &Memory, at: u64) -> Vec<u8> {
         let header = read(memory, at, 8);
         let len = u32::from_le_bytes(header[4..8].try_into().unwrap());
         read(memory, at, len as usize)
@@ -263,7 +260,7 @@ mod tests {
 
     #[test]
     fn every_table_is_reachable_from_the_rsdp_with_a_good_checksum() {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
+        let memory = Memory::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
         write(&memory, &Config::scenario(Options::default()), &[0, 1, 300]).unwrap();
         // The firmware of a PC is not there: this is none.
         assert_eq!(read(&memory, 0xf_fff0, 9), [0; 9]);

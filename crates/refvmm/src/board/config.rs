@@ -16,6 +16,7 @@ use super::legacy::Legacy;
 use super::pci::Function;
 use super::properties::{PropertyError, function_of_segment, functions, properties};
 use super::slot::{Lines, Slot};
+use super::snapshot::Snapshot;
 use crate::layout;
 
 /// What a builder can fail with.
@@ -30,7 +31,7 @@ pub type FixedBuilder =
 /// A device that PCI does not enumerate: at fixed ports or addresses.
 ///
 /// Each method says whether the access is the device's.
-pub trait FixedDevice: Send + Sync {
+pub trait FixedDevice: Snapshot + Send + Sync {
     /// Reads a port; fills `data` completely when the port is the device's.
     fn port_read(&self, port: u16, data: &mut [u8]) -> bool {
         let _ = (port, data);

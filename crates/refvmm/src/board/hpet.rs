@@ -8,8 +8,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use amdvi_regs::msi::Msi;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::config::FixedDevice;
+use super::snapshot::{Snapshot, StateError, ensure, typed};
 use super::socket::Handle;
 
 /// Where its registers are, as on every PC.
@@ -52,7 +55,7 @@ const CAPABLE: u64 = 1 << 4 | 1 << 5 | 1 << 15;
 /// The least time between two interrupts of the device: what a guest can ask of the host.
 const LEAST: Duration = Duration::from_micros(20);
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Timer {
     config: u64,
     comparator: u64,
@@ -106,6 +109,18 @@ struct State {
     started: Instant,
     timers: [Timer; TIMERS],
     stop: bool,
+    /// No timer fires.
+    frozen: bool,
+    /// Messages are on their way.
+    sending: bool,
+}
+
+/// What is saved: the counter as it was, which does not count while the machine is in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct HpetState {
+    enabled: bool,
+    counter: u64,
+    timers: [Timer; TIMERS],
 }
 
 impl State {
@@ -226,7 +241,7 @@ impl Shared {
         let mut state = self.lock();
         while !state.stop {
             let now = state.now();
-            let enabled = state.enabled;
+            let enabled = state.enabled && !state.frozen;
             let next = state.timers.iter().filter_map(|timer| timer.armed).min();
             let Some(next) = next.filter(|_| enabled) else {
                 state = self
@@ -249,10 +264,13 @@ impl Shared {
                 .iter_mut()
                 .filter(|timer| timer.armed.is_some_and(|at| at <= now));
             let messages: Vec<Msi> = due.map(|timer| timer.fire(now)).collect();
+            state.sending = true;
             drop(state);
             for message in messages {
                 self.handle.signal(message);
             }
+            self.lock().sending = false;
+            self.changed.notify_all();
             std::thread::sleep(LEAST);
             state = self.lock();
         }
@@ -275,6 +293,8 @@ impl Hpet {
                 started: Instant::now(),
                 timers: [Timer::default(); TIMERS],
                 stop: false,
+                frozen: false,
+                sending: false,
             }),
             changed: Condvar::new(),
             handle,
@@ -293,10 +313,48 @@ impl Hpet {
 impl Drop for Hpet {
     fn drop(&mut self) {
         self.shared.lock().stop = true;
-        self.shared.changed.notify_one();
+        self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+impl Snapshot for Hpet {
+    fn freeze(&self) {
+        let mut state = self.shared.lock();
+        state.frozen = true;
+        let sent = self.shared.changed.wait_while(state, |state| state.sending);
+        drop(sent);
+    }
+
+    fn thaw(&self) {
+        self.shared.lock().frozen = false;
+        self.shared.changed.notify_all();
+    }
+
+    fn save(&self) -> Result<Value, StateError> {
+        let state = self.shared.lock();
+        Ok(serde_json::to_value(HpetState {
+            enabled: state.enabled,
+            counter: state.now(),
+            timers: state.timers,
+        })?)
+    }
+
+    fn restore(&self, state: &Value) -> Result<(), StateError> {
+        let saved: HpetState = typed(state)?;
+        let possible = saved
+            .timers
+            .iter()
+            .all(|timer| timer.config & !WRITABLE == 0);
+        ensure(possible, "a timer with bits that can't be set")?;
+        let mut state = self.shared.lock();
+        state.enabled = saved.enabled;
+        state.base = saved.counter;
+        state.started = Instant::now();
+        state.timers = saved.timers;
+        Ok(())
     }
 }
 
@@ -349,6 +407,8 @@ mod tests {
             started: Instant::now(),
             timers: [Timer::default(); TIMERS],
             stop: false,
+            frozen: false,
+            sending: false,
         }
     }
 

@@ -6,9 +6,10 @@ use amdvi_device::Signal;
 use amdvi_irt::{Delivery, Trigger};
 use amdvi_regs::DeviceId;
 use amdvi_regs::msi::Msi;
-use amdvi_vmm_glue::ioapic::{Ioapic, IoapicSink};
+use amdvi_vmm_glue::ioapic::{Ioapic, IoapicSink, IoapicState};
 
 use super::Injector;
+use super::snapshot::StateError;
 use super::socket::{Handle, Socket};
 use crate::layout;
 
@@ -97,6 +98,15 @@ impl BoardIoapic {
 
     pub(super) fn eoi(&self, vector: u8) {
         self.lock().eoi(vector);
+    }
+
+    pub(super) fn save(&self) -> IoapicState {
+        self.lock().save()
+    }
+
+    pub(super) fn restore(&self, state: &IoapicState) -> Result<(), StateError> {
+        let restored = self.lock().restore(state);
+        restored.map_err(|error| StateError(error.to_string()))
     }
 
     /// The guest's tables changed: routes and blocked requests are looked at again.

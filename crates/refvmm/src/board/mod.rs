@@ -18,6 +18,7 @@ pub(crate) mod properties;
 mod recorder;
 mod routes;
 mod slot;
+pub(crate) mod snapshot;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -31,9 +32,9 @@ use amdvi_regs::dte::Dte;
 use amdvi_regs::{DeviceId, Segment};
 use amdvi_vmm_glue::RemapSource;
 use amdvi_vmm_glue::kvm::IrqfdCounters;
-use vm_memory::GuestMemoryMmap;
 
 use crate::layout;
+use crate::ram::Memory;
 use chipset::Chipset;
 use endpoint::TestEndpoint;
 use host::BoardHost;
@@ -58,6 +59,7 @@ pub use ivrs::{Alias, IvrsVariant, PROPERTIES as IVRS_PROPERTIES, Southbridge};
 pub use properties::PropertyError;
 pub use routes::{VectorRoutes, Vectors};
 pub use slot::{Line, Lines, Slot};
+pub use snapshot::{Snapshot, StateError};
 pub use socket::{Handle, Space};
 
 /// The IOAPIC's DeviceID unless the IVRS says otherwise, which is the SMBus function's: 00:14.0.
@@ -184,8 +186,9 @@ pub struct Board {
     fixed: Vec<Arc<dyn FixedDevice>>,
     serial: Option<Arc<SerialPort>>,
     injector: Arc<dyn Injector>,
+    recorder: Arc<Recorder>,
     // Ends before the devices that it works for.
-    _worker: Worker,
+    worker: Worker,
 }
 
 impl Board {
@@ -196,7 +199,7 @@ impl Board {
     /// The first thing of `config` that is not possible, see [`Config::check`].
     pub fn new(
         config: &Config,
-        memory: &Arc<GuestMemoryMmap>,
+        memory: &Arc<Memory>,
         apic_ids: &[u32],
         injector: Arc<dyn Injector>,
     ) -> Result<Self, BoardError> {
@@ -329,7 +332,8 @@ impl Board {
             fixed,
             serial,
             injector,
-            _worker: worker,
+            recorder,
+            worker,
         })
     }
 

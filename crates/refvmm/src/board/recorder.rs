@@ -4,11 +4,19 @@ use std::sync::{Mutex, PoisonError};
 
 use amdvi_guest::endpoint::{RECORDS, Record};
 use amdvi_irt::{Delivery, DestMode, Trigger};
+use serde::{Deserialize, Serialize};
 
 /// The last [`RECORDS`] interrupts of every source in the machine, and how many there were.
 #[derive(Default)]
 pub(crate) struct Recorder {
     inner: Mutex<Inner>,
+}
+
+/// What was recorded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RecorderState {
+    count: u64,
+    records: Vec<u64>,
 }
 
 #[derive(Default)]
@@ -46,6 +54,23 @@ impl Recorder {
     pub(crate) fn record(&self, slot: u64) -> u64 {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.records.get(slot as usize).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn save(&self) -> RecorderState {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        RecorderState {
+            count: inner.count,
+            records: inner.records.to_vec(),
+        }
+    }
+
+    /// Takes over what was recorded elsewhere; what is too much of it is left.
+    pub(crate) fn restore(&self, state: &RecorderState) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.count = state.count;
+        for (record, saved) in inner.records.iter_mut().zip(&state.records) {
+            *record = *saved;
+        }
     }
 
     /// Forgets everything.

@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use amdvi_regs::{DeviceId, Segment};
-use vm_memory::GuestMemoryMmap;
 
 use super::Injector;
 use super::ioapic::BoardIoapic;
@@ -12,6 +11,7 @@ use super::recorder::Recorder;
 use super::routes::{RouteSource, Vectors};
 use super::socket::{Handle, Socket};
 use crate::layout;
+use crate::ram::Memory;
 
 /// BARs are placed this far apart at least, so that each has pages of its own whatever the guest's
 /// page size.
@@ -131,7 +131,7 @@ pub struct Slot {
     pub(super) device_id: DeviceId,
     pub(super) requester: DeviceId,
     pub(super) socket: Arc<Socket>,
-    pub(super) memory: Arc<GuestMemoryMmap>,
+    pub(super) memory: Arc<Memory>,
     pub(super) bars: Arc<BarAllocator>,
     pub(super) lines: Arc<Lines>,
     /// The IOMMU's place in [`Config::iommus`](super::Config::iommus).
@@ -173,7 +173,7 @@ impl Slot {
 
     /// Guest memory by GPA. A function uses [`handle`](Self::handle) instead; this is what a
     /// backend may need to share or to log dirty pages.
-    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
+    pub fn memory(&self) -> &Arc<Memory> {
         &self.memory
     }
 

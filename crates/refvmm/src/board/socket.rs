@@ -5,13 +5,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use crate::ram::Memory;
 use amdvi_device::{DeviceAts, Host, Iommu, Observer, Options, RestoreError, Signal};
 use amdvi_irt::Delivery;
 use amdvi_regs::msi::Msi;
 use amdvi_regs::{DeviceId, PhysMemory, Segment};
 use amdvi_vmm_glue::dma::DmaSpace;
 use amdvi_vmm_glue::ram::GuestRam;
-use vm_memory::GuestMemoryMmap;
 
 /// Why the device could not be replaced; the old one is still in its place.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +30,7 @@ pub(crate) enum SaveRestoreError {
 /// `current`, so that a callback can never wait for a replacement that waits for it.
 pub(crate) struct Socket {
     options: Options,
-    memory: Arc<GuestMemoryMmap>,
+    memory: Arc<Memory>,
     physical: Arc<dyn PhysMemory>,
     host: Arc<dyn Host>,
     current: RwLock<Arc<Iommu>>,
@@ -40,7 +40,7 @@ pub(crate) struct Socket {
 
 impl Socket {
     /// Builds the device.
-    pub(crate) fn new(options: Options, memory: Arc<GuestMemoryMmap>, host: Arc<dyn Host>) -> Self {
+    pub(crate) fn new(options: Options, memory: Arc<Memory>, host: Arc<dyn Host>) -> Self {
         let physical: Arc<dyn PhysMemory> = Arc::new(GuestRam::new(Arc::clone(&memory)));
         let iommu = Iommu::new(&options, Arc::clone(&physical), Arc::clone(&host));
         Self {
@@ -143,7 +143,7 @@ impl Socket {
 }
 
 /// Guest memory as one requester sees it, and its interrupts.
-pub type Space = DmaSpace<GuestMemoryMmap>;
+pub type Space = DmaSpace<Memory>;
 
 /// One requester's way through whichever device is plugged in.
 pub struct Handle {

@@ -9,6 +9,10 @@ use super::socket::Socket;
 struct Todo {
     run: bool,
     stop: bool,
+    /// Nothing is to be run for now.
+    hold: bool,
+    /// The worker has begun and not ended.
+    busy: bool,
 }
 
 /// Tells the worker that there is something to do. Cheap, and takes no lock of the device.
@@ -16,6 +20,7 @@ struct Todo {
 pub(crate) struct Bell {
     todo: Mutex<Todo>,
     rung: Condvar,
+    rested: Condvar,
 }
 
 impl Bell {
@@ -34,10 +39,28 @@ impl Bell {
         let todo = self.todo.lock().unwrap_or_else(PoisonError::into_inner);
         let mut todo = self
             .rung
-            .wait_while(todo, |todo| !todo.run && !todo.stop)
+            .wait_while(todo, |todo| (!todo.run || todo.hold) && !todo.stop)
             .unwrap_or_else(PoisonError::into_inner);
         todo.run = false;
+        todo.busy = true;
         !todo.stop
+    }
+
+    /// The worker has ended a piece of work: whether it may go on.
+    fn may_go_on(&self) -> bool {
+        !self
+            .todo
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .hold
+    }
+
+    /// The worker waits again; `more`: there is something left to do.
+    fn rest(&self, more: bool) {
+        let mut todo = self.todo.lock().unwrap_or_else(PoisonError::into_inner);
+        todo.busy = false;
+        todo.run |= more;
+        self.rested.notify_all();
     }
 }
 
@@ -58,18 +81,37 @@ impl Worker {
                     // A device is taken anew for each bounded piece of work, so that it can be
                     // replaced in between; the devices take turns.
                     let mut more = true;
-                    while more {
+                    while more && theirs.may_go_on() {
                         more = false;
                         for socket in &sockets {
                             more |= socket.with(|iommu| iommu.run_commands());
                         }
                     }
+                    theirs.rest(more);
                 }
             })?;
         Ok(Self {
             bell,
             thread: Some(thread),
         })
+    }
+
+    /// Lets the thread rest: when this returns it runs no commands, and begins with none.
+    pub(crate) fn freeze(&self) {
+        self.bell.set(|todo| todo.hold = true);
+        let todo = self.bell.todo.lock();
+        let resting = self
+            .bell
+            .rested
+            .wait_while(todo.unwrap_or_else(PoisonError::into_inner), |todo| {
+                todo.busy
+            });
+        drop(resting);
+    }
+
+    /// Lets it go on with what is to be done.
+    pub(crate) fn thaw(&self) {
+        self.bell.set(|todo| todo.hold = false);
     }
 }
 

@@ -5,6 +5,7 @@ use clap::Args;
 use crate::board::{
     AcpiHardware, Config, ENDPOINT_PROPERTIES, EndpointConfig, IVRS_PROPERTIES, IvrsVariant,
 };
+use crate::snapshot::Configuration;
 
 /// Test endpoints, and what the firmware says.
 #[derive(Clone, Debug, Args)]
@@ -48,6 +49,15 @@ enum Acpi {
 }
 
 impl BoardArgs {
+    /// What a saved machine must have, too.
+    pub(super) fn describe(&self, configuration: &mut Configuration) {
+        for endpoint in &self.endpoint {
+            configuration.push("--endpoint", format!("{endpoint:?}"));
+        }
+        configuration.push("--ivrs", self.ivrs.join(","));
+        configuration.push("--acpi", format!("{:?}", self.acpi));
+    }
+
     /// Adds what was asked for to the board.
     pub(super) fn apply(&self, config: &mut Config) -> Result<(), String> {
         config.endpoints.extend(self.endpoint.iter().cloned());

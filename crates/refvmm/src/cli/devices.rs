@@ -1,5 +1,6 @@
 //! The property strings of the devices that only a Linux guest has.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -81,6 +82,16 @@ impl Place {
     }
 }
 
+/// With a comma before it, or nothing.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.addr {
+            Some(addr) => write!(f, ",addr={}:{addr}", self.segment),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The help on an option: what it is for, and its properties.
 pub(super) fn help(option: &str, about: &str) -> String {
     let mut text = format!("{about} Properties, separated by commas:\n");
@@ -151,6 +162,20 @@ impl FromStr for Disk {
 }
 
 impl Disk {
+    /// What a saved machine must have, too: not which file, since it may lie elsewhere by now.
+    pub(super) fn describe(&self) -> String {
+        let DiskConfig {
+            queues,
+            readonly,
+            serial,
+            ..
+        } = &self.config;
+        format!(
+            "queues={queues},readonly={readonly},serial={serial}{}",
+            self.place
+        )
+    }
+
     /// The function.
     pub(super) fn function(&self) -> FunctionConfig {
         self.place
@@ -214,6 +239,16 @@ fn mac(text: &str) -> Option<[u8; 6]> {
 }
 
 impl Net {
+    /// What a saved machine must have, too: not the backend.
+    pub(super) fn describe(&self) -> String {
+        let mac = self
+            .config
+            .mac
+            .map(|mac| mac.map(|byte| format!("{byte:02x}")));
+        let mac = mac.map_or("of its place".to_owned(), |mac| mac.join(":"));
+        format!("mac={mac}{}", self.place)
+    }
+
     /// The function.
     pub(super) fn function(&self) -> FunctionConfig {
         self.place
@@ -250,6 +285,11 @@ impl FromStr for Console {
 }
 
 impl Console {
+    /// What a saved machine must have, too: not where it goes.
+    pub(super) fn describe(&self) -> String {
+        format!("a console{}", self.place)
+    }
+
     /// The function.
     pub(super) fn function(&self) -> FunctionConfig {
         self.place

@@ -9,13 +9,15 @@ use clap::Args;
 
 use super::board::BoardArgs;
 use super::devices::{self, Console, Disk, Net};
+use super::saving::SavingArgs;
 use crate::board::{self, FunctionConfig};
 use crate::kvm::Vm;
 use crate::linux::{Files, Guest, Outcome};
-use crate::ram::{RamSize, RamWish};
+use crate::ram::{Ram, RamSize, RamWish};
 use crate::run::Interrupts;
 use crate::run::host::HostIommu;
 use crate::run::machine::{Device, Machine};
+use crate::snapshot::Configuration;
 
 /// RAM of a Linux guest when `--memory` is not given.
 const DEFAULT_MEMORY: &str = "1G";
@@ -88,6 +90,19 @@ impl LinuxArgs {
         }
         functions
     }
+
+    /// What a saved machine must have, too.
+    fn describe(&self, configuration: &mut Configuration) {
+        configuration.push("--hide-kvm", self.hide_kvm);
+        let disks = self.disk.iter().map(|disk| ("--disk", disk.describe()));
+        let nets = self.net.iter().map(|net| ("--net", net.describe()));
+        let consoles = self.console.iter();
+        let consoles = consoles.map(|console| ("--console", console.describe()));
+        for (option, value) in disks.chain(nets).chain(consoles) {
+            configuration.push(option, value);
+        }
+        configuration.push("--rng", self.rng);
+    }
 }
 
 /// What a Linux guest and the scenarios share.
@@ -99,6 +114,7 @@ pub(super) struct Common<'a> {
     pub(super) timeout: Option<Duration>,
     pub(super) interrupts: Interrupts,
     pub(super) board: &'a BoardArgs,
+    pub(super) saving: &'a SavingArgs,
 }
 
 /// Runs the guest of these options; what it is made of is for the report.
@@ -137,18 +153,41 @@ pub(super) fn run(
     };
     common.board.apply(&mut board)?;
     let first = machines.first().ok_or("--device: one IOMMU at least")?;
+    let apic_ids = apic_ids(common.cpus, args.high_apic_id);
+    let mut configuration = machine_of(&apic_ids, &first.ram);
+    for machine in &machines {
+        let serves = machine.requested.serves;
+        let serves = serves.map_or(String::new(), |(from, to)| format!(",serves={from}-{to}"));
+        configuration.push("--device", format!("{}{serves}", machine.options));
+    }
+    common.board.describe(&mut configuration);
+    args.describe(&mut configuration);
     let guest = Guest {
         files,
-        apic_ids: apic_ids(common.cpus, args.high_apic_id),
+        apic_ids,
         hide_kvm: args.hide_kvm,
         ram: first.ram.clone(),
         interrupts: common.interrupts,
         board,
         timeout: common.timeout,
         no_reboot: args.no_reboot,
+        configuration,
+        origin: common.saving.origin(),
+        orders: common.saving.orders()?,
+        started: None,
     };
     let outcome = guest.run().map_err(|error| error.to_string())?;
     Ok((machines, outcome))
+}
+
+/// CPUs and RAM, as a saved machine must have them, too.
+pub(super) fn machine_of(apic_ids: &[u32], ram: &Ram) -> Configuration {
+    let mut configuration = Configuration::default();
+    configuration.push("--cpus", apic_ids.len());
+    let ids: Vec<_> = apic_ids.iter().map(u32::to_string).collect();
+    configuration.push("--high-apic-id", format!("APIC IDs {}", ids.join(" ")));
+    configuration.push("--memory", ram);
+    configuration
 }
 
 /// One x2APIC ID after the other; with `high`, the last is above 255.

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use amdvi_guest::platform::{Platform, Width};
 use amdvi_guest::report::Report;
 use amdvi_guest::scenarios;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::board::{Board, BoardError, Config};
 use crate::layout;
+use crate::ram::Memory;
 use crate::run::machine::Machine;
 use cpus::Cpus;
 
@@ -23,7 +24,7 @@ const PAUSE: Duration = Duration::from_micros(50);
 /// A machine whose CPU 0 is the calling thread.
 pub struct InProcess {
     board: Board,
-    memory: Arc<GuestMemoryMmap>,
+    memory: Arc<Memory>,
     cpus: Arc<Cpus>,
     heap: Range<u64>,
     started: Instant,

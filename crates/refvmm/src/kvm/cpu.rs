@@ -3,9 +3,10 @@
 use amdvi_guest::boot::BOOT_INFO_GPA;
 use kvm_bindings::{CpuId, KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::error::KvmError;
+use crate::ram::Memory;
 
 /// Page map level 4; the tables below it follow.
 pub(crate) const PAGE_TABLES: u64 = 0x9000;
@@ -47,10 +48,7 @@ pub(crate) fn phys_bits(cpuid: &CpuId) -> u8 {
 }
 
 /// Writes the page tables that all CPUs share: 4 GiB, and the GiB at `high` if there is one.
-pub(crate) fn write_page_tables(
-    memory: &GuestMemoryMmap,
-    high: Option<u64>,
-) -> Result<(), KvmError> {
+pub(crate) fn write_page_tables(memory: &Memory, high: Option<u64>) -> Result<(), KvmError> {
     let put = |gpa: u64, entry: u64| {
         memory
             .write_obj(entry, GuestAddress(gpa))
@@ -167,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_identity_map_reaches_the_last_byte_below_4_gib_and_of_a_heap_above() {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
+        let memory = Memory::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
         let read = |gpa: u64| memory.read_obj::<u64>(GuestAddress(gpa)).unwrap();
         let walk = |gpa: u64| {
             let pml4e = read(PAGE_TABLES + (gpa >> 39 & 511) * 8);

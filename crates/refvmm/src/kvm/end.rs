@@ -29,6 +29,10 @@ pub enum Ending {
     },
     /// Whoever runs the VMM wants it to end.
     Quit,
+    /// The machine is in a file now.
+    Saved,
+    /// The machine runs in another process now.
+    Moved,
 }
 
 /// The place where a run's end is told; as many ends as there are causes share it.

@@ -57,6 +57,9 @@ pub enum KvmError {
         /// What the payload has printed.
         log: String,
     },
+    /// The machine goes on elsewhere.
+    #[error("the machine was {0} before the payload ended")]
+    Gone(&'static str),
     /// The payload did not end.
     #[error("the payload did not end within {} s ({cpus}); {}", limit.as_secs_f32(), tail(log))]
     Timeout {

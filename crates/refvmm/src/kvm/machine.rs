@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use amdvi_guest::boot::{BOOT_INFO_GPA, BootInfo, MAX_CPUS, REPORT_GPA};
 use amdvi_guest::report::Report;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use kvm_ioctls::VmFd;
+use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::bus::Bus;
@@ -18,7 +19,7 @@ use super::inject::Injector;
 use super::payload::Payload;
 use super::vcpu::Crew;
 use super::vm::Vm;
-use crate::ram::Ram;
+use crate::ram::{Memory, Ram};
 
 /// The payload's image starts here; all that the VMM places for itself is below.
 const LOW_MEMORY: u64 = 1 << 20;
@@ -59,6 +60,19 @@ pub struct Start {
     pub scenario: u64,
 }
 
+/// How often a machine that runs is looked after.
+const CARE: Duration = Duration::from_millis(5);
+
+/// A machine that runs, for who looks after it.
+pub(crate) struct Running<'a> {
+    pub(crate) vm: &'a VmFd,
+    pub(crate) memory: &'a Memory,
+    pub(crate) crew: &'a Crew,
+    pub(crate) end: &'a End,
+    /// For how long.
+    pub(crate) ran: Duration,
+}
+
 /// How a run ended, when it ended well.
 #[derive(Clone)]
 pub struct RunResult {
@@ -96,7 +110,7 @@ impl Machine {
 
     /// Guest RAM, zero but for what the caller writes. Below 1 MiB, pages 7000h–10FFFh are
     /// the machine's own; from 1 MiB on it is the payload's.
-    pub fn memory(&self) -> &GuestMemoryMmap {
+    pub fn memory(&self) -> &Memory {
         self.vm.memory()
     }
 
@@ -123,17 +137,44 @@ impl Machine {
         payload: &Payload,
         start: Start,
     ) -> Result<RunResult, KvmError> {
+        self.load(payload, start)?;
+        self.run_loaded(bus, payload, |_| ())
+    }
+
+    /// Loads the payload and puts the CPUs where it starts.
+    ///
+    /// # Errors
+    ///
+    /// The payload does not fit, or KVM refuses something.
+    pub(crate) fn load(&self, payload: &Payload, start: Start) -> Result<(), KvmError> {
         let ram = &self.config.ram;
-        let memory = self.vm.memory().clone();
-        payload.load(&memory, LOW_MEMORY..ram.low_end())?;
-        cpu::write_page_tables(&memory, ram.high_heap())?;
+        let memory = self.vm.memory();
+        payload.load(memory, LOW_MEMORY..ram.low_end())?;
+        cpu::write_page_tables(memory, ram.high_heap())?;
+        self.set_up_cpus(payload)?;
+        let heap = ram.heap(payload.end().next_multiple_of(LOW_MEMORY));
+        self.write_boot_info(start, heap)
+    }
+
+    /// Makes the CPUs what they are for a payload, without anything in RAM.
+    pub(crate) fn set_up_cpus(&self, payload: &Payload) -> Result<(), KvmError> {
         for ((index, vcpu), apic_id) in self.vm.vcpus.iter().enumerate().zip(&self.config.apic_ids)
         {
             cpu::set_up(vcpu, &self.vm.cpuid, index, *apic_id, payload.entry())?;
         }
-        let heap = ram.heap(payload.end().next_multiple_of(LOW_MEMORY));
-        self.write_boot_info(start, heap)?;
+        Ok(())
+    }
 
+    /// As [`run`](Self::run), of a machine whose RAM and CPUs are ready. `care` is called again and
+    /// again meanwhile.
+    pub(crate) fn run_loaded<B: Bus + 'static>(
+        self,
+        bus: Arc<B>,
+        payload: &Payload,
+        mut care: impl FnMut(Running<'_>),
+    ) -> Result<RunResult, KvmError> {
+        let memory = self.vm.memory().clone();
+        let vm = Arc::clone(self.vm.fd());
         let began = Instant::now();
         let end = Arc::new(End::default());
         let bus = Arc::new(PayloadBus::new(bus, payload.clone(), Arc::clone(&end)));
@@ -143,7 +184,20 @@ impl Machine {
             memory.clone(),
             Arc::clone(&end),
         )?;
-        let outcome = end.wait(Some(self.config.timeout));
+        let outcome = loop {
+            care(Running {
+                vm: &vm,
+                memory: &memory,
+                crew: &crew,
+                end: &end,
+                ran: began.elapsed(),
+            });
+            let left = self.config.timeout.saturating_sub(began.elapsed());
+            let ending = end.wait(Some(left.min(CARE)));
+            if ending.is_some() || left.is_zero() {
+                break ending;
+            }
+        };
         let elapsed = began.elapsed();
         let places = crew.join();
         let log = bus.take_log();
@@ -169,12 +223,13 @@ impl Machine {
                 why: format!("triple fault at {place}"),
                 log,
             }),
-            Some(ending @ (Ending::PowerOff | Ending::Reset | Ending::Quit)) => {
-                Err(KvmError::Config(format!(
-                    "the payload ended by {ending:?}, which is no way for a payload; {}",
-                    super::error::tail(&log)
-                )))
-            }
+            Some(Ending::Saved) => Err(KvmError::Gone("saved")),
+            Some(Ending::Moved) => Err(KvmError::Gone("moved")),
+            Some(Ending::Quit) => Err(KvmError::Gone("ended")),
+            Some(ending @ (Ending::PowerOff | Ending::Reset)) => Err(KvmError::Config(format!(
+                "the payload ended by {ending:?}, which is no way for a payload; {}",
+                super::error::tail(&log)
+            ))),
             None => Err(KvmError::Timeout {
                 limit: self.config.timeout,
                 cpus: places.join("; "),
@@ -211,7 +266,7 @@ impl Machine {
     }
 }
 
-fn read_report(memory: &GuestMemoryMmap) -> Result<Report, KvmError> {
+fn read_report(memory: &Memory) -> Result<Report, KvmError> {
     let mut bytes = [0; size_of::<Report>()];
     memory
         .read_slice(&mut bytes, GuestAddress(REPORT_GPA))

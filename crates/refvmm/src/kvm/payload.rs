@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::ram::Memory;
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{LittleEndian, Object, ObjectSymbol, SymbolKind, elf};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Why an image can't be run.
 #[derive(Debug, thiserror::Error)]
@@ -175,7 +176,7 @@ impl Payload {
     /// # Errors
     ///
     /// A segment is not inside `allowed`.
-    pub fn load(&self, memory: &GuestMemoryMmap, allowed: Range<u64>) -> Result<(), PayloadError> {
+    pub fn load(&self, memory: &Memory, allowed: Range<u64>) -> Result<(), PayloadError> {
         for segment in &self.segments {
             let range = segment.gpa..segment.gpa + segment.size;
             let outside = || PayloadError::Range {
@@ -220,8 +221,8 @@ mod tests {
         elf
     }
 
-    fn memory(bytes: usize) -> GuestMemoryMmap {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes)]).unwrap()
+    fn memory(bytes: usize) -> Memory {
+        Memory::from_ranges(&[(GuestAddress(0), bytes)]).unwrap()
     }
 
     #[test]

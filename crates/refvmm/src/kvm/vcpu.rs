@@ -1,16 +1,18 @@
 //! The threads of the vCPUs: enter the guest, serve what made it leave, again.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::bus::Bus;
-use super::end::{End, Ending};
+use super::end::{End, Ending, lock};
 use super::error::KvmError;
+use crate::ram::Memory;
 
 /// Longest x86 instruction.
 const INSTRUCTION_BYTES: usize = 15;
@@ -20,14 +22,80 @@ const LEAVE: Duration = Duration::from_secs(5);
 /// What the threads share.
 struct Shared<B> {
     bus: Arc<B>,
-    memory: GuestMemoryMmap,
+    memory: Memory,
     end: Arc<End>,
+    pause: Arc<Pause>,
 }
 
 /// The running vCPUs of a machine.
 pub(crate) struct Crew {
     threads: Vec<JoinHandle<String>>,
+    vcpus: Vec<Arc<Mutex<VcpuFd>>>,
     end: Arc<End>,
+    pause: Arc<Pause>,
+}
+
+/// Where the threads wait while their machine stands still.
+#[derive(Default)]
+struct Pause {
+    wanted: AtomicBool,
+    /// Threads that wait.
+    waiting: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Pause {
+    fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::SeqCst)
+    }
+
+    /// Waits for the end of the pause.
+    fn sit_out(&self) {
+        let mut waiting = lock(&self.waiting);
+        *waiting += 1;
+        self.changed.notify_all();
+        let mut waiting = self
+            .changed
+            .wait_while(waiting, |_| self.is_wanted())
+            .unwrap_or_else(PoisonError::into_inner);
+        *waiting -= 1;
+    }
+
+    fn end(&self) {
+        // Under the lock, so that no thread is between its look and its sleep.
+        let _waiting = lock(&self.waiting);
+        self.wanted.store(false, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+}
+
+/// A machine whose CPUs stand still, each between two instructions; they go on when this is dropped.
+pub(crate) struct Paused<'a> {
+    crew: &'a Crew,
+}
+
+impl Paused<'_> {
+    /// The CPUs, in order.
+    pub(crate) fn vcpus(&self) -> impl Iterator<Item = MutexGuard<'_, VcpuFd>> {
+        self.crew.vcpus.iter().map(|vcpu| lock(vcpu))
+    }
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.crew.pause.end();
+    }
+}
+
+/// Why CPUs don't stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PauseError {
+    /// The run is over.
+    #[error("the guest has ended")]
+    Ended,
+    /// A thread does not come back from a device.
+    #[error("a CPU is held up by a device of the VMM (is there nobody who reads its output?)")]
+    Stuck,
 }
 
 impl Crew {
@@ -39,24 +107,30 @@ impl Crew {
     pub(crate) fn start<B: Bus + 'static>(
         vcpus: Vec<VcpuFd>,
         bus: Arc<B>,
-        memory: GuestMemoryMmap,
+        memory: Memory,
         end: Arc<End>,
     ) -> Result<Self, KvmError> {
         install_kick_handler()?;
+        let pause = Arc::<Pause>::default();
         let shared = Arc::new(Shared {
             bus,
             memory,
             end: Arc::clone(&end),
+            pause: Arc::clone(&pause),
         });
         let mut crew = Self {
             threads: Vec::with_capacity(vcpus.len()),
+            vcpus: Vec::with_capacity(vcpus.len()),
             end,
+            pause,
         };
         for (index, fd) in vcpus.into_iter().enumerate() {
             let shared = Arc::clone(&shared);
+            let fd = Arc::new(Mutex::new(fd));
+            crew.vcpus.push(Arc::clone(&fd));
             let spawned = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
-                .spawn(move || run(index, fd, &shared));
+                .spawn(move || run(index, &fd, &shared));
             match spawned {
                 Ok(thread) => crew.threads.push(thread),
                 Err(source) => {
@@ -69,6 +143,38 @@ impl Crew {
             }
         }
         Ok(crew)
+    }
+
+    /// Brings all CPUs to a halt, each with everything done that it asked of a device.
+    ///
+    /// # Errors
+    /// The run has ended, or a CPU does not come; they all go on then.
+    pub(crate) fn pause(&self) -> Result<Paused<'_>, PauseError> {
+        self.pause.wanted.store(true, Ordering::SeqCst);
+        // From here on a drop lets them go on.
+        let paused = Paused { crew: self };
+        let limit = Instant::now() + LEAVE;
+        let mut waiting = lock(&self.pause.waiting);
+        while *waiting < self.threads.len() {
+            if self.end.is_reached() || self.threads.iter().any(JoinHandle::is_finished) {
+                return Err(PauseError::Ended);
+            }
+            if Instant::now() > limit {
+                return Err(PauseError::Stuck);
+            }
+            // As in `join`: a signal may come just before a thread enters the guest.
+            for thread in &self.threads {
+                let _ = thread.kill(SIGRTMIN());
+            }
+            waiting = self
+                .pause
+                .changed
+                .wait_timeout(waiting, Duration::from_millis(1))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        drop(waiting);
+        Ok(paused)
     }
 
     /// Ends all vCPU threads; returns where each CPU was. A thread that a device of the VMM holds
@@ -121,11 +227,25 @@ enum Step {
 }
 
 /// Runs CPU `cpu` until the run ends; returns where the CPU was then.
-fn run<B: Bus>(cpu: usize, mut fd: VcpuFd, shared: &Shared<B>) -> String {
+fn run<B: Bus>(cpu: usize, vcpu: &Mutex<VcpuFd>, shared: &Shared<B>) -> String {
     let end = &shared.end;
     let _watch = PanicWatch { cpu, end };
+    let mut fd = lock(vcpu);
     while !end.is_reached() {
-        match step(cpu, &mut fd, &*shared.bus) {
+        let step = if !shared.pause.is_wanted() {
+            step(cpu, &mut fd, &*shared.bus)
+        } else {
+            match complete(cpu, &mut fd, &*shared.bus) {
+                Step::Continue => {
+                    drop(fd);
+                    shared.pause.sit_out();
+                    fd = lock(vcpu);
+                    Step::Continue
+                }
+                other => other,
+            }
+        };
+        match step {
             Step::Continue => {}
             Step::TripleFault => {
                 let place = place(&fd, shared);
@@ -140,38 +260,72 @@ fn run<B: Bus>(cpu: usize, mut fd: VcpuFd, shared: &Shared<B>) -> String {
     format!("CPU {cpu} at {}", place(&fd, shared))
 }
 
+/// Completes the access that the CPU left the guest for: its data is taken over, and the instruction
+/// ends. Of an access in several parts the next ones may follow. Runs nothing else.
+fn complete<B: Bus>(cpu: usize, fd: &mut VcpuFd, bus: &B) -> Step {
+    fd.set_kvm_immediate_exit(1);
+    let end = loop {
+        match exit(cpu, fd, bus) {
+            Ok(Step::Continue) => {}
+            Ok(other) => break other,
+            Err(Interrupted) => break Step::Continue,
+        }
+    };
+    fd.set_kvm_immediate_exit(0);
+    end
+}
+
+/// KVM_RUN ended without an exit.
+struct Interrupted;
+
 fn step<B: Bus>(cpu: usize, fd: &mut VcpuFd, bus: &B) -> Step {
+    exit(cpu, fd, bus).unwrap_or(Step::Continue)
+}
+
+fn exit<B: Bus>(cpu: usize, fd: &mut VcpuFd, bus: &B) -> Result<Step, Interrupted> {
     let exit = match fd.run() {
         Ok(exit) => exit,
         // A kick, or a vCPU that was sent INIT and waits for a SIPI.
-        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Step::Continue,
-        Err(error) => return Step::Stop(format!("KVM_RUN failed: {error}")),
-    };
-    match exit {
-        VcpuExit::IoOut(port, data) => bus.port_out(cpu, port, data),
-        VcpuExit::IoIn(port, data) => bus.port_in(port, data),
-        VcpuExit::MmioRead(gpa, data) => bus.mmio_read(gpa, data),
-        VcpuExit::MmioWrite(gpa, data) => bus.mmio_write(gpa, data),
-        VcpuExit::IoapicEoi(vector) => bus.ioapic_eoi(vector),
-        VcpuExit::Intr => {}
-        VcpuExit::Shutdown => return Step::TripleFault,
-        VcpuExit::InternalError => {
-            return Step::Stop(
-                "KVM_EXIT_INTERNAL_ERROR: KVM can't go on, most likely because its instruction \
-                 emulator doesn't know the instruction"
-                    .to_owned(),
-            );
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+            return Err(Interrupted);
         }
+        Err(error) => return Ok(Step::Stop(format!("KVM_RUN failed: {error}"))),
+    };
+    Ok(match exit {
+        VcpuExit::IoOut(port, data) => {
+            bus.port_out(cpu, port, data);
+            Step::Continue
+        }
+        VcpuExit::IoIn(port, data) => {
+            bus.port_in(port, data);
+            Step::Continue
+        }
+        VcpuExit::MmioRead(gpa, data) => {
+            bus.mmio_read(gpa, data);
+            Step::Continue
+        }
+        VcpuExit::MmioWrite(gpa, data) => {
+            bus.mmio_write(gpa, data);
+            Step::Continue
+        }
+        VcpuExit::IoapicEoi(vector) => {
+            bus.ioapic_eoi(vector);
+            Step::Continue
+        }
+        VcpuExit::Intr => return Err(Interrupted),
+        VcpuExit::Shutdown => Step::TripleFault,
+        VcpuExit::InternalError => Step::Stop(
+            "KVM_EXIT_INTERNAL_ERROR: KVM can't go on, most likely because its instruction \
+                 emulator doesn't know the instruction"
+                .to_owned(),
+        ),
         VcpuExit::FailEntry(reason, _) => {
-            return Step::Stop(format!("KVM_EXIT_FAIL_ENTRY, hardware reason {reason:#x}"));
+            Step::Stop(format!("KVM_EXIT_FAIL_ENTRY, hardware reason {reason:#x}"))
         }
         // The APIC is in the kernel, which then waits there.
-        VcpuExit::Hlt => {
-            return Step::Stop("KVM_EXIT_HLT in spite of an in-kernel APIC".to_owned());
-        }
-        other => return Step::Stop(format!("unexpected exit {other:?}")),
-    }
-    Step::Continue
+        VcpuExit::Hlt => Step::Stop("KVM_EXIT_HLT in spite of an in-kernel APIC".to_owned()),
+        other => Step::Stop(format!("unexpected exit {other:?}")),
+    })
 }
 
 /// RIP, its function, and the bytes there.

@@ -9,12 +9,12 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::cpu;
 use super::error::KvmError;
 use super::inject::Injector;
-use crate::ram::Ram;
+use crate::ram::{Memory, Ram};
 
 /// Pins of the userspace IOAPIC: GSIs 0–23, whose level-triggered routes make KVM tell the VMM of
 /// EOIs.
@@ -33,7 +33,7 @@ pub struct Vm {
     pub(crate) cpuid: CpuId,
     fd: Arc<VmFd>,
     routes: Arc<Mutex<RouteTable>>,
-    memory: GuestMemoryMmap,
+    memory: Memory,
 }
 
 impl Vm {
@@ -56,7 +56,7 @@ impl Vm {
         let memory = ram
             .map()
             .map_err(|error| KvmError::Memory(format!("{ram}: {error}")))?;
-        map_ram(&fd, &memory)?;
+        map_ram(&fd, &memory, 0)?;
         // KVM makes the vCPU's number its x2APIC ID.
         let vcpus: Vec<_> = apic_ids
             .iter()
@@ -86,7 +86,7 @@ impl Vm {
     }
 
     /// Guest RAM, zero but for what the caller writes.
-    pub fn memory(&self) -> &GuestMemoryMmap {
+    pub fn memory(&self) -> &Memory {
         &self.memory
     }
 
@@ -219,12 +219,12 @@ fn use_host_tsc(vcpu: &VcpuFd) {
     let _ = vcpu.set_tsc_khz(0);
 }
 
-/// One memory slot for each region.
-fn map_ram(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), KvmError> {
+/// One memory slot for each region, in their order. Called again, it changes the slots' `flags`.
+pub(crate) fn map_ram(vm: &VmFd, memory: &Memory, flags: u32) -> Result<(), KvmError> {
     for (slot, region) in (0..).zip(memory.iter()) {
         let slot = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags,
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,

@@ -16,11 +16,11 @@ use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
 use linux_loader::loader::{BzImage, Cmdline, Elf, KernelLoader, load_cmdline};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::place;
 use crate::layout;
-use crate::ram::Ram;
+use crate::ram::{Memory, Ram};
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 /// `setup_header.type_of_loader`: a loader without a number of its own.
@@ -139,7 +139,7 @@ struct Initrd {
 ///
 /// # Errors
 /// A file is missing or not what it should be, or RAM is too small; the error names the option.
-pub(super) fn load(files: &Files, ram: &Ram, memory: &GuestMemoryMmap) -> Result<Entry, LoadError> {
+pub(super) fn load(files: &Files, ram: &Ram, memory: &Memory) -> Result<Entry, LoadError> {
     let mut kernel = open("--kernel", &files.kernel)?;
     let mut magic = [0; 4];
     let read = kernel.read_exact(&mut magic);
@@ -155,7 +155,7 @@ fn load_bzimage(
     files: &Files,
     mut kernel: File,
     ram: &Ram,
-    memory: &GuestMemoryMmap,
+    memory: &Memory,
 ) -> Result<Entry, LoadError> {
     let above_low_memory = Some(GuestAddress(layout::FIRMWARE_END));
     let loaded = BzImage::load(memory, None, &mut kernel, above_low_memory)
@@ -213,7 +213,7 @@ fn load_elf(
     files: &Files,
     mut kernel: File,
     ram: &Ram,
-    memory: &GuestMemoryMmap,
+    memory: &Memory,
 ) -> Result<Entry, LoadError> {
     let loaded = Elf::load(memory, None, &mut kernel, None)
         .map_err(|error| bad_kernel(files, &error.to_string()))?;
@@ -266,7 +266,7 @@ fn load_initrd(
     files: &Files,
     kernel_end: u64,
     limit: u64,
-    memory: &GuestMemoryMmap,
+    memory: &Memory,
 ) -> Result<Option<Initrd>, LoadError> {
     let Some(path) = &files.initrd else {
         return Ok(None);
@@ -294,7 +294,7 @@ fn load_initrd(
     Ok(Some(Initrd { at, size }))
 }
 
-fn write_cmdline(files: &Files, limit: usize, memory: &GuestMemoryMmap) -> Result<(), LoadError> {
+fn write_cmdline(files: &Files, limit: usize, memory: &Memory) -> Result<(), LoadError> {
     let limit = limit.min(place::CMDLINE_SIZE - 1);
     let text = &files.cmdline;
     let refused = || LoadError::Cmdline {

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use kvm_bindings::CpuId;
 use kvm_ioctls::Cap;
 use serde::Serialize;
 
@@ -25,6 +26,7 @@ use crate::kvm::{self, Crew, End, Ending, KvmError, Vm, cpu};
 use crate::ram::Ram;
 use crate::run::Interrupts;
 use crate::run::vm::{Problems, VmInjector};
+use crate::snapshot::{Configuration, Live, Orders, Origin, SnapshotError, Waiting};
 use console::Terminal;
 use report::Samples;
 
@@ -37,6 +39,8 @@ const RESETS_IN_A_ROW: u32 = 5;
 const SOON: Duration = Duration::from_secs(60);
 /// How often the IOMMUs are looked at, for the report.
 const SAMPLE: Duration = Duration::from_millis(200);
+/// The same where somebody waits for an answer.
+const CARE: Duration = Duration::from_millis(10);
 
 /// Why a guest can't be started.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +54,9 @@ pub enum StartError {
     /// A file.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The machine that was to be restored.
+    #[error(transparent)]
+    Restore(#[from] SnapshotError),
     /// The console.
     #[error("standard input and output can't be the guest's console: {0}")]
     Console(std::io::Error),
@@ -71,12 +78,19 @@ pub enum Ended {
     Timeout(String),
     /// The user ended it.
     Quit,
+    /// It was saved, and goes on when it is restored.
+    Saved,
+    /// It goes on in another process.
+    Moved,
 }
 
 impl Ended {
     /// Whether the guest ended as a guest should.
     pub fn is_good(&self) -> bool {
-        matches!(self, Self::PowerOff | Self::Quit)
+        matches!(
+            self,
+            Self::PowerOff | Self::Quit | Self::Saved | Self::Moved
+        )
     }
 }
 
@@ -85,6 +99,8 @@ impl std::fmt::Display for Ended {
         match self {
             Self::PowerOff => f.write_str("the guest switched the machine off"),
             Self::Quit => f.write_str("ended from the console"),
+            Self::Saved => f.write_str("the machine was saved"),
+            Self::Moved => f.write_str("the machine goes on in another process"),
             Self::Reset(why) | Self::TripleFault(why) | Self::Stopped(why) | Self::Timeout(why) => {
                 f.write_str(why)
             }
@@ -110,6 +126,14 @@ pub struct Guest {
     pub timeout: Option<Duration>,
     /// A reset of the machine ends the run.
     pub no_reboot: bool,
+    /// What a saved machine must have, too; the CPUs are added.
+    pub configuration: Configuration,
+    /// It is not booted, but goes on where it was.
+    pub origin: Option<Origin>,
+    /// What is wanted of it while it runs.
+    pub orders: Orders,
+    /// When it ran first in this process; none yet.
+    pub started: Option<Instant>,
 }
 
 /// What became of a guest.
@@ -129,6 +153,8 @@ pub struct Outcome {
     pub interrupts: Interrupts,
     /// Its devices in the end.
     pub devices: Devices,
+    /// What came of the commands that were due at a time.
+    pub orders: Vec<serde_json::Value>,
     /// What went wrong on the host's side, such as interrupts that could not be delivered.
     pub problems: Vec<String>,
 }
@@ -215,6 +241,7 @@ impl Guest {
             elapsed: began.elapsed(),
             interrupts: self.interrupts,
             devices,
+            orders: std::mem::take(&mut self.orders.done),
             problems: problems.take(),
         })
     }
@@ -232,8 +259,25 @@ impl Guest {
         let memory = Arc::new(vm.memory().clone());
         let injector = Arc::new(VmInjector::new(&vm, self.interrupts, problems));
         let board = Arc::new(Board::new(&self.board, &memory, &self.apic_ids, injector)?);
-        let entry = image::load(&self.files, &self.ram, &memory)?;
-        self.set_up_cpus(&vm, entry)?;
+        let leaves = self.set_up_cpus(&vm)?;
+        let mut configuration = self.configuration.clone();
+        configuration.push_cpuid(&leaves);
+        // After a reset it is booted like any other.
+        let restored = match self.origin.take() {
+            Some(origin) => {
+                let waiting = Waiting::open(&origin)?;
+                let restored =
+                    waiting.restore(vm.fd(), &vm.vcpus, &memory, &board, &configuration)?;
+                board.thaw();
+                Some(restored)
+            }
+            None => {
+                let entry = image::load(&self.files, &self.ram, &memory)?;
+                start::boot_cpu(&vm.vcpus[0], entry, vm.memory())?;
+                None
+            }
+        };
+        let fd = Arc::clone(vm.fd());
 
         let end = Arc::new(End::default());
         switch.connect(Some(Arc::clone(&end)));
@@ -244,13 +288,32 @@ impl Guest {
             memory.as_ref().clone(),
             Arc::clone(&end),
         )?;
+        if let Some(restored) = restored {
+            restored.running();
+        }
+        // A machine that came from elsewhere may have been waited for.
+        let started = *self.started.get_or_insert_with(Instant::now);
+        let live = Live {
+            vm: &fd,
+            memory: &memory,
+            board: &board,
+            crew: &crew,
+            configuration: &configuration,
+            end: &end,
+        };
+        let pause = if self.orders.are_expected() {
+            CARE
+        } else {
+            SAMPLE
+        };
         let mut samples = Samples::default();
         let ending = loop {
             let left = self
                 .timeout
                 .map(|limit| limit.saturating_sub(began.elapsed()));
-            let ending = end.wait(Some(left.map_or(SAMPLE, |left| left.min(SAMPLE))));
+            let ending = end.wait(Some(left.map_or(pause, |left| left.min(pause))));
             samples.take(&board);
+            self.orders.obey(live, started.elapsed());
             if ending.is_some() || left == Some(Duration::ZERO) {
                 break ending;
             }
@@ -262,6 +325,8 @@ impl Guest {
             Some(Ending::Reset) => None,
             Some(Ending::PowerOff) => Some(Ended::PowerOff),
             Some(Ending::Quit) => Some(Ended::Quit),
+            Some(Ending::Saved) => Some(Ended::Saved),
+            Some(Ending::Moved) => Some(Ended::Moved),
             Some(Ending::TripleFault { cpu, place }) => Some(Ended::TripleFault(format!(
                 "CPU {cpu} had a triple fault at {place}"
             ))),
@@ -278,7 +343,8 @@ impl Guest {
         Ok((ended, Devices::look(&board, &samples)))
     }
 
-    fn set_up_cpus(&self, vm: &Vm, entry: image::Entry) -> Result<(), KvmError> {
+    /// Makes the CPUs what they are, the leaves of the first included, which are returned.
+    fn set_up_cpus(&self, vm: &Vm) -> Result<CpuId, KvmError> {
         let choice = Choice {
             hide_kvm: self.hide_kvm,
             tsc_deadline: kvm::open()?.check_extension(Cap::TscDeadlineTimer),
@@ -289,6 +355,6 @@ impl Guest {
                 .map_err(KvmError::call("KVM_SET_CPUID2"))?;
             start::model_registers(vcpu, &self.apic_ids)?;
         }
-        start::boot_cpu(&vm.vcpus[0], entry, vm.memory())
+        cpus.of(self.apic_ids[0])
     }
 }

@@ -187,6 +187,7 @@ struct Object<'a> {
     ended: &'a super::Ended,
     resets: u32,
     ms: u64,
+    orders: &'a [Value],
     problems: &'a [String],
     passed: bool,
 }
@@ -229,6 +230,7 @@ pub fn json(machines: &[Machine], outcome: &Outcome) -> String {
         ended: &outcome.ended,
         resets: outcome.resets,
         ms: outcome.elapsed.as_millis() as u64,
+        orders: &outcome.orders,
         problems: &outcome.problems,
         passed: outcome.ended.is_good(),
     };
@@ -289,6 +291,7 @@ mod tests {
             elapsed: Duration::from_millis(1500),
             interrupts: Interrupts::Irqfd,
             devices: Devices::look(&board, &samples),
+            orders: Vec::new(),
             problems: vec!["not delivered".into()],
         };
         let text = json(&[machine], &outcome);

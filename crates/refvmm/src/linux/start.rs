@@ -5,11 +5,12 @@
 
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::image::Entry;
 use super::place;
 use crate::kvm::{KvmError, cpu};
+use crate::ram::Memory;
 
 /// `__BOOT_CS` and `__BOOT_DS` of Linux' boot protocol: entries 2 and 3.
 const BOOT_CS: u16 = 0x10;
@@ -43,11 +44,7 @@ const X2APIC_ENABLED: u64 = 0xc00;
 const HIGHEST_XAPIC_ID: u32 = 0xfe;
 
 /// Sets up the boot CPU, and what it needs in memory.
-pub(super) fn boot_cpu(
-    vcpu: &VcpuFd,
-    entry: Entry,
-    memory: &GuestMemoryMmap,
-) -> Result<(), KvmError> {
+pub(super) fn boot_cpu(vcpu: &VcpuFd, entry: Entry, memory: &Memory) -> Result<(), KvmError> {
     let mut sregs = vcpu.get_sregs().map_err(KvmError::call("KVM_GET_SREGS"))?;
     let mut regs = kvm_regs {
         rflags: RFLAGS,
@@ -170,7 +167,7 @@ fn descriptor(segment: &kvm_segment) -> u64 {
         | (segment.base >> 24 & 0xff) << 56
 }
 
-fn write_gdt(memory: &GuestMemoryMmap, table: &[u64]) -> Result<(), KvmError> {
+fn write_gdt(memory: &Memory, table: &[u64]) -> Result<(), KvmError> {
     for (entry, at) in table.iter().zip((place::GDT..).step_by(8)) {
         memory
             .write_obj(*entry, GuestAddress(at))

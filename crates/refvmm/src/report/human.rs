@@ -207,7 +207,9 @@ impl Human {
         if let Some(bar) = progress.0 {
             bar.finish_and_clear();
         }
-        let result = if outcome.passed {
+        let result = if let Some(gone) = outcome.gone {
+            format!("{gone:<6}")
+        } else if outcome.passed {
             self.paint(Colour::Green, "ok    ")
         } else {
             self.paint(Colour::Red, "FAILED")
@@ -263,7 +265,9 @@ impl Human {
             self.line(&line);
         }
         let accel = format!("{} in {:.1} s", summary.accel.name(), took.as_secs_f64());
-        let verdict = if summary.passed() {
+        let verdict = if let Some(gone) = summary.gone() {
+            format!("NO RESULT: the machine was {gone} before its scenario ended, {accel}")
+        } else if summary.passed() {
             self.paint(
                 Colour::Green,
                 &format!("PASSED: all {total} scenarios, {accel}"),
@@ -337,6 +341,7 @@ mod tests {
             device: "amd-iommu".into(),
             host_caps: "none".into(),
             ram: "64 MiB below 4 GiB".into(),
+            gone: None,
             on_its_own_machine: false,
             log: vec!["a line of the guest".into()],
         }

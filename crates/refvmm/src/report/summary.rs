@@ -31,6 +31,14 @@ impl Summary<'_> {
     pub fn passed(&self) -> bool {
         !self.outcomes.is_empty() && self.outcomes.iter().all(|outcome| outcome.passed)
     }
+
+    /// How the only machine left this process, if it did: its scenario has no result yet.
+    pub fn gone(&self) -> Option<&'static str> {
+        match self.outcomes {
+            [outcome] => outcome.gone,
+            _ => None,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -96,6 +104,7 @@ mod tests {
             device: "amd-iommu".into(),
             host_caps: "none".into(),
             ram: "64 MiB below 4 GiB".into(),
+            gone: None,
             on_its_own_machine: false,
             log: vec!["not for programs".into()],
         }

@@ -6,6 +6,7 @@ pub mod plan;
 pub(crate) mod vm;
 
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use amdvi_guest::report::Report;
@@ -14,6 +15,7 @@ use serde::Serialize;
 
 use crate::inproc;
 use crate::kvm::Payload;
+use crate::snapshot::{Configuration, Orders, Origin};
 use plan::Job;
 
 pub use vm::Interrupts;
@@ -34,6 +36,25 @@ impl Accel {
             Self::Kvm(_) => "kvm",
             Self::InProcess => "in-process",
         }
+    }
+}
+
+/// Where a scenario's machine comes from and may go.
+#[derive(Clone)]
+pub struct Saving {
+    /// What a saved machine must have, too.
+    pub configuration: Configuration,
+    /// It is not started anew.
+    pub origin: Option<Origin>,
+    /// What is wanted of it while it runs.
+    pub orders: Arc<Mutex<Orders>>,
+}
+
+impl std::fmt::Debug for Saving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Saving")
+            .field("origin", &self.origin)
+            .finish_non_exhaustive()
     }
 }
 
@@ -68,6 +89,9 @@ pub struct Outcome {
     pub host_caps: String,
     /// Where its RAM was.
     pub ram: String,
+    /// The machine left this process before the scenario ended: `saved` or `moved`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gone: Option<&'static str>,
     /// That device and host were the scenario's own, although others were asked for.
     pub on_its_own_machine: bool,
     /// What the guest printed.
@@ -101,6 +125,7 @@ pub fn run(job: &Job, accel: &Accel, timeout: Duration) -> Outcome {
         device: job.machine.requested.text.clone(),
         host_caps: job.machine.host.spec.to_string(),
         ram: job.machine.ram.to_string(),
+        gone: None,
         on_its_own_machine: job.on_its_own,
         log,
     };
@@ -114,7 +139,7 @@ pub fn run(job: &Job, accel: &Accel, timeout: Duration) -> Outcome {
             outcome.detail = report.detail().to_owned();
         }
         Ok(_) => outcome.detail = "the guest ended without a complete report".to_owned(),
-        Err(why) => outcome.detail = why,
+        Err(vm::Failure { why, gone }) => (outcome.detail, outcome.gone) = (why, gone),
     }
     outcome
 }
@@ -141,7 +166,7 @@ fn in_process(job: &Job, timeout: Duration) -> vm::Ran {
         },
     };
     vm::Ran {
-        result,
+        result: result.map_err(vm::Failure::from),
         log: log.try_iter().collect(),
         routes: None,
     }

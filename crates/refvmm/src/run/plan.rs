@@ -6,9 +6,9 @@ use amdvi_guest::boot::MAX_CPUS;
 use amdvi_guest::scenarios::{self, Scenario};
 use amdvi_hostcap::{HostCapSpec, SpecError};
 
-use super::Interrupts;
 use super::host::HostIommu;
 use super::machine::{Device, Machine, apic_ids};
+use super::{Interrupts, Saving};
 use crate::board::{BoardError, Config, DeviceError};
 use crate::ram::{RamError, RamWish};
 
@@ -44,6 +44,8 @@ pub struct Job {
     pub apic_ids: Vec<u32>,
     /// How vectors reach them, in a VM.
     pub interrupts: Interrupts,
+    /// The machine is not started anew, or can be saved and moved.
+    pub saving: Option<Saving>,
 }
 
 /// A scenario that was not asked for by name, and that the wished-for machine can't run.
@@ -184,6 +186,7 @@ fn job(
         on_its_own,
         apic_ids,
         interrupts,
+        saving: None,
     };
     if wishes.device.is_none() && wishes.host.is_none() {
         return Ok(Ok(job(own, false)));

@@ -13,10 +13,12 @@ use clap::ValueEnum;
 use kvm_ioctls::VmFd;
 use serde::Serialize;
 
+use super::Saving;
 use super::plan::Job;
 use crate::board::{self, Board, Injector, VectorRoutes};
-use crate::kvm::{self, Bus, Config, Machine, Payload, Start};
+use crate::kvm::{self, Bus, Config, KvmError, Machine, Payload, RunResult, Running, Start};
 use crate::layout;
+use crate::snapshot::{Live, Waiting};
 
 impl Bus for Board {
     fn port_in(&self, port: u16, data: &mut [u8]) {
@@ -182,14 +184,40 @@ impl Injector for VmInjector {
 /// What a scenario in a VM leaves.
 pub(super) struct Ran {
     /// Its report.
-    pub(super) result: Result<Report, String>,
+    pub(super) result: Result<Report, Failure>,
     /// What it printed, and what went wrong on the host's side.
     pub(super) log: Vec<String>,
     /// What routes have cost, if there were some.
     pub(super) routes: Option<IrqfdCounters>,
 }
 
-/// Runs a scenario in a fresh VM.
+/// Why there is no report.
+pub(super) struct Failure {
+    pub(super) why: String,
+    /// The machine goes on elsewhere.
+    pub(super) gone: Option<&'static str>,
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self { why, gone: None }
+    }
+}
+
+impl From<KvmError> for Failure {
+    fn from(error: KvmError) -> Self {
+        let gone = match &error {
+            KvmError::Gone(how) => Some(*how),
+            _ => None,
+        };
+        Self {
+            why: error.to_string(),
+            gone,
+        }
+    }
+}
+
+/// Runs a scenario in a fresh VM, or in one that was saved.
 pub(super) fn run(job: &Job, payload: &Payload, timeout: Duration) -> Ran {
     let problems = Problems::default();
     let (mut log, mut routes) = (Vec::new(), None);
@@ -209,13 +237,13 @@ fn build_and_run(
     problems: &Problems,
     log: &mut Vec<String>,
     routes: &mut Option<IrqfdCounters>,
-) -> Result<Report, String> {
+) -> Result<Report, Failure> {
     let config = Config {
         ram: job.machine.ram.clone(),
         apic_ids: job.apic_ids.clone(),
         timeout,
     };
-    let machine = Machine::new(config).map_err(|error| error.to_string())?;
+    let machine = Machine::new(config)?;
     let injector = Arc::new(VmInjector::new(machine.vm(), job.interrupts, problems));
     // A clone maps the same memory.
     let memory = Arc::new(machine.memory().clone());
@@ -226,9 +254,53 @@ fn build_and_run(
         rsdp: layout::RSDP,
         scenario: job.index as u64,
     };
-    let run = machine.run(Arc::new(board), payload, start);
+    let board = Arc::new(board);
+    let run = match &job.saving {
+        None => machine.run(board, payload, start).map_err(Failure::from),
+        Some(saving) => run_saved(machine, board, payload, start, saving),
+    };
     *routes = injector.route_counters();
-    let run = run.map_err(|error| error.to_string())?;
+    let run = run?;
     log.extend(run.log.lines().map(str::to_owned));
     Ok(run.report)
+}
+
+/// Runs a machine that may come from elsewhere, and go there.
+fn run_saved(
+    machine: Machine,
+    board: Arc<Board>,
+    payload: &Payload,
+    start: Start,
+    saving: &Saving,
+) -> Result<RunResult, Failure> {
+    let mut configuration = saving.configuration.clone();
+    configuration.push_cpuid(&machine.vm().cpuid);
+    let mut restored = None;
+    if let Some(origin) = &saving.origin {
+        machine.set_up_cpus(payload)?;
+        let vm = machine.vm();
+        let waiting = Waiting::open(origin).map_err(|error| error.to_string())?;
+        let put_in = waiting.restore(vm.fd(), &vm.vcpus, vm.memory(), &board, &configuration);
+        restored = Some(put_in.map_err(|error| error.to_string())?);
+        board.thaw();
+    } else {
+        machine.load(payload, start)?;
+    }
+    let mut orders = saving.orders.lock().unwrap_or_else(PoisonError::into_inner);
+    let devices = Arc::clone(&board);
+    let run = machine.run_loaded(board, payload, |running: Running<'_>| {
+        if let Some(restored) = restored.take() {
+            restored.running();
+        }
+        let live = Live {
+            vm: running.vm,
+            memory: running.memory,
+            board: &devices,
+            crew: running.crew,
+            configuration: &configuration,
+            end: running.end,
+        };
+        orders.obey(live, running.ran);
+    })?;
+    Ok(run)
 }

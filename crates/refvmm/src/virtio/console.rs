@@ -135,6 +135,15 @@ impl Handler for Input {
         // What has ended would wake the thread all the time.
         lane.fill(self) && !self.ended
     }
+
+    fn held(&self) -> Vec<u8> {
+        self.buffer.clone()
+    }
+
+    fn hold(&mut self, held: &[u8]) -> bool {
+        self.buffer = held.to_vec();
+        held.len() as u64 <= CHUNK
+    }
 }
 
 impl Source for Input {
@@ -213,5 +222,6 @@ pub(super) fn model(config: &ConsoleConfig) -> io::Result<Model> {
         // Size of the terminal, number of ports, emergency write: behind features not offered.
         registers: Box::new(Vec::new()),
         queues: vec![queue(Box::new(input)), queue(Box::new(Output { to }))],
+        backend: None,
     })
 }

@@ -4,10 +4,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
 use amdvi_regs::msi::{Msi, is_msi_address};
+use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::lock;
-use crate::board::pci::{Msix, Request};
+use crate::board::pci::{Msix, MsixState, Request};
+use crate::board::snapshot::{StateError, ensure};
 use crate::board::{Handle, Vectors};
 
 /// VIRTIO_MSI_NO_VECTOR: this event has no vector.
@@ -29,6 +31,15 @@ fn send(routes: &Vectors, handle: &Handle, vector: u16, msi: Msi) {
             .enter()
             .write_slice(&msi.data.to_le_bytes(), GuestAddress(msi.address));
     }
+}
+
+/// What is saved; the right to master the bus is configuration space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct InterruptsState {
+    msix: MsixState,
+    config: u16,
+    queues: Vec<u16>,
+    isr: u8,
 }
 
 /// The MSI-X table, which event has which vector, and the ISR status.
@@ -127,6 +138,31 @@ impl Interrupts {
                 send(&self.routes, handle, vector, msi);
             }
         }
+    }
+
+    pub(super) fn save(&self) -> InterruptsState {
+        let assigned = |queue: usize| self.assigned(Some(queue as u16));
+        InterruptsState {
+            msix: lock(&self.msix).save(),
+            config: self.assigned(None),
+            queues: (0..self.queues.len()).map(assigned).collect(),
+            isr: self.isr.load(Ordering::Acquire),
+        }
+    }
+
+    /// Takes over a saved state, with Message Control as it is in configuration space.
+    pub(super) fn restore(&self, state: &InterruptsState, control: u16) -> Result<(), StateError> {
+        ensure(
+            state.queues.len() == self.queues.len(),
+            "vectors of another number of queues",
+        )?;
+        lock(&self.msix).restore(&state.msix, control)?;
+        self.assign(None, state.config);
+        for (queue, vector) in (0..).zip(&state.queues) {
+            self.assign(Some(queue), *vector);
+        }
+        self.isr.store(state.isr, Ordering::Release);
+        Ok(())
     }
 
     /// Reads the ISR status, which clears it.

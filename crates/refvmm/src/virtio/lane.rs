@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use amdvi_vmm_glue::dma::DmaMemory;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use serde::{Deserialize, Serialize};
+use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::GuestAddress;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -17,9 +18,11 @@ use super::interrupts::Interrupts;
 use super::pci::{Common, QueueRegisters};
 use super::{Broken, feature, lock};
 use crate::board::Handle;
+use crate::board::snapshot::{Hex, StateError, ensure};
+use crate::ram::Memory;
 
 /// Memory as a device sees it, for as long as an access lasts.
-pub(crate) type Dma<'a> = DmaMemory<'a, GuestMemoryMmap>;
+pub(crate) type Dma<'a> = DmaMemory<'a, Memory>;
 
 /// Why the serving of a queue ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +58,8 @@ pub(super) const LIVE: u8 = 1;
 pub(super) const MASTER: u8 = 2;
 /// The device needs a reset.
 pub(super) const BROKEN: u8 = 4;
+/// The machine stands still.
+pub(super) const FROZEN: u8 = 8;
 
 impl Core {
     pub(super) fn new(name: &'static str, common: Common, interrupts: Interrupts) -> Self {
@@ -104,12 +109,29 @@ impl Core {
     }
 }
 
+/// A queue as it is saved: virtio-queue's state, and what its handler took from the host and has not
+/// given to the driver yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LaneState {
+    next_avail: u16,
+    next_used: u16,
+    event_idx: bool,
+    size: u16,
+    ready: bool,
+    desc: u64,
+    avail: u64,
+    used: u64,
+    held: Hex,
+}
+
 /// One queue.
 pub(crate) struct Lane {
     index: u16,
     core: Arc<Core>,
     handle: Arc<Handle>,
     queue: Mutex<Queue>,
+    /// Held by the thread while it takes its turn; taken before `queue`.
+    handler: Mutex<Box<dyn Handler>>,
     kick: EventFd,
     /// Somebody waits for `queue`; a mutex alone lets a busy thread take it again and again.
     wanted: AtomicBool,
@@ -124,6 +146,7 @@ impl Lane {
         max_size: u16,
         core: Arc<Core>,
         handle: Arc<Handle>,
+        handler: Box<dyn Handler>,
     ) -> io::Result<Self> {
         let queue = Queue::new(max_size)
             .map_err(|_| io::Error::other("a queue's size must be a power of two up to 32768"))?;
@@ -132,6 +155,7 @@ impl Lane {
             core,
             handle,
             queue: Mutex::new(queue),
+            handler: Mutex::new(handler),
             kick: EventFd::new(EFD_NONBLOCK)?,
             wanted: AtomicBool::new(false),
             abandon: AtomicBool::new(false),
@@ -156,6 +180,50 @@ impl Lane {
     /// Waits until the thread accesses no memory. To be called with the gate closed.
     pub(super) fn quiesce(&self) {
         self.seize(|_| ());
+    }
+
+    /// As [`quiesce`](Self::quiesce), and the handler has ended its turn, too.
+    pub(super) fn freeze(&self) {
+        self.quiesce();
+        drop(lock(&self.handler));
+    }
+
+    pub(super) fn save(&self) -> LaneState {
+        let handler = lock(&self.handler);
+        let queue = lock(&self.queue).state();
+        LaneState {
+            next_avail: queue.next_avail,
+            next_used: queue.next_used,
+            event_idx: queue.event_idx_enabled,
+            size: queue.size,
+            ready: queue.ready,
+            desc: queue.desc_table,
+            avail: queue.avail_ring,
+            used: queue.used_ring,
+            held: Hex(handler.held()),
+        }
+    }
+
+    pub(super) fn restore(&self, state: &LaneState) -> Result<(), StateError> {
+        let mut handler = lock(&self.handler);
+        let mut queue = lock(&self.queue);
+        let saved = QueueState {
+            max_size: queue.max_size(),
+            next_avail: state.next_avail,
+            next_used: state.next_used,
+            event_idx_enabled: state.event_idx,
+            size: state.size,
+            ready: state.ready,
+            desc_table: state.desc,
+            avail_ring: state.avail,
+            used_ring: state.used,
+        };
+        *queue = Queue::try_from(saved)
+            .map_err(|error| StateError(format!("queue {}: {error}", self.index)))?;
+        ensure(
+            handler.hold(&state.held.0),
+            "a queue whose handler has more than it can hold",
+        )
     }
 
     /// Disables the queue; requests in flight are abandoned.
@@ -217,18 +285,14 @@ impl Lane {
     }
 
     /// Starts the thread.
-    pub(super) fn start(
-        self: &Arc<Self>,
-        name: String,
-        mut handler: Box<dyn Handler>,
-    ) -> io::Result<JoinHandle<()>> {
+    pub(super) fn start(self: &Arc<Self>, name: String) -> io::Result<JoinHandle<()>> {
         const KICK: u64 = 0;
         const SOURCE: u64 = 1;
         let armed = || EpollEvent::new(EventSet::IN | EventSet::ONE_SHOT, SOURCE);
         let epoll = Epoll::new()?;
         let kick = EpollEvent::new(EventSet::IN, KICK);
         epoll.ctl(ControlOperation::Add, self.kick.as_raw_fd(), kick)?;
-        let source = handler.source();
+        let source = lock(&self.handler).source();
         if let Some(source) = source {
             epoll.ctl(ControlOperation::Add, source, armed())?;
         }
@@ -247,7 +311,7 @@ impl Lane {
                     return;
                 }
                 let _ = lane.kick.read();
-                let again = handler.turn(&lane);
+                let again = lock(&lane.handler).turn(&lane);
                 // It is disarmed once it has fired, so that a source which has ended, or has what
                 // nobody takes, is not waited for.
                 if let Some(source) = source
@@ -293,6 +357,16 @@ pub(crate) trait Handler: Send {
 
     /// Does what there is to do, without waiting. Whether to wait for the source, too.
     fn turn(&mut self, lane: &Lane) -> bool;
+
+    /// What it took from the host and has not given to the driver yet.
+    fn held(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes over what another one held; `false` when that is more than it can have held.
+    fn hold(&mut self, held: &[u8]) -> bool {
+        held.is_empty()
+    }
 }
 
 /// A queue while its thread serves it.

@@ -18,7 +18,9 @@ mod rng;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::board::FunctionBuilder;
+use serde_json::Value;
+
+use crate::board::{FunctionBuilder, StateError};
 use lane::Handler;
 
 pub use blk::{DiskConfig, DiskError};
@@ -98,6 +100,17 @@ pub(crate) struct Model {
     pub(crate) registers: Box<dyn Registers>,
     /// Its queues.
     pub(crate) queues: Vec<QueueModel>,
+    /// What it depends on on the host.
+    pub(crate) backend: Option<Box<dyn Backend>>,
+}
+
+/// What a device depends on on the host, and what is not saved but must be the same: a disk's file.
+pub(crate) trait Backend: Send + Sync {
+    /// What tells it from another, once all that was written is where it belongs.
+    fn save(&self) -> Result<Value, StateError>;
+
+    /// Refuses to stand in for another.
+    fn check(&self, saved: &Value) -> Result<(), StateError>;
 }
 
 /// A function for [`Config::functions`](crate::board::Config::functions): the disk is opened when a

@@ -48,5 +48,6 @@ pub(super) fn model() -> Result<Model, io::Error> {
             max_size: 64,
             handler: Box::new(Entropy { source }),
         }],
+        backend: None,
     })
 }

@@ -18,6 +18,7 @@ use super::contenders::{Contender, ECHO, Monitor, PEER, tap};
 use super::results::{Results, Sample};
 use super::{lines, qemu};
 use crate::lab::emulator::{Limits, STALLS};
+use crate::lab::journey::Journey;
 use crate::lab::kernels::Kernel;
 use crate::lab::matrix::run::{initrd, read};
 use crate::lab::matrix::{Version, folder};
@@ -229,6 +230,7 @@ impl Laboratory {
                 ("disk", disk.clone()),
             ],
             limits,
+            journey: Journey::Stays,
             vmm: match contender.monitor {
                 Monitor::Ours => None,
                 Monitor::Qemu => Some(self.qemu.clone()),
@@ -318,6 +320,7 @@ mod tests {
             ..Report::default()
         };
         let ran = |report: &Report, code| Ran {
+            legs: Vec::new(),
             code,
             json: None,
             console: report.line(),

@@ -7,6 +7,7 @@ use amdvi_lab_guest::plan::{
 use amdvi_lab_guest::{Plan, Then};
 
 use super::expect::{Expect, equal};
+use crate::lab::journey::Journey;
 use crate::lab::kernels::{Debian, Kernel, debian};
 use crate::lab::{build, cache};
 
@@ -102,6 +103,8 @@ pub(in crate::lab) struct Case {
     pub(in crate::lab) status: i32,
     /// How long it takes on an idle machine, in seconds.
     pub(in crate::lab) seconds: u64,
+    /// Where the machine goes meanwhile.
+    pub(in crate::lab) journey: Journey,
 }
 
 impl Case {
@@ -139,6 +142,7 @@ impl Case {
             reports: 1,
             status: 0,
             seconds: 40,
+            journey: Journey::Stays,
         }
     }
 
@@ -259,6 +263,12 @@ impl Case {
                 change(groups);
             }
         }
+        self
+    }
+
+    /// The machine goes elsewhere while it runs.
+    pub(super) fn journey(mut self, journey: Journey) -> Self {
+        self.journey = journey;
         self
     }
 

@@ -63,6 +63,16 @@ pub(super) fn judge(case: &Case, ran: Ran) -> Verdict {
         None => "the reference VMM was ended by a signal".to_owned(),
     };
     say("end", ran.code == Some(case.status), how);
+    for (name, json) in &ran.legs {
+        let how = json.as_ref().and_then(|json| json.pointer("/ended/how"));
+        let orders = json.as_ref().and_then(|json| json.get("orders"));
+        let orders = orders.map(Value::to_string).unwrap_or_default();
+        say(
+            name,
+            how == Some(&case.journey.ending().into()),
+            format!("{how:?}: {orders}"),
+        );
+    }
     for (index, report) in reports.iter().enumerate() {
         let prefix = if index == 0 { "" } else { "after-kexec/" };
         for check in &report.checks {
@@ -130,6 +140,7 @@ mod tests {
         Ran {
             code: Some(0),
             json: Some(serde_json::json!({"x": 1})),
+            legs: Vec::new(),
             console: format!("boot\n{}", lines.concat()),
             remarks: Vec::new(),
             marks: Default::default(),

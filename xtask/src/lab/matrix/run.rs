@@ -221,6 +221,7 @@ pub(super) fn job(
         files,
         cpu: case.cpu,
         limits: limits(case.seconds),
+        journey: case.journey.clone(),
         ..Job::default()
     })
 }

@@ -53,6 +53,9 @@ pub(in crate::scenarios) fn run<P: Platform + ?Sized>(
     m.dev.msix_mask_function(m.p, false);
 
     let mut stream = Stream::start(&mut m, false)?;
+    let entry = dte(&stream, &irt);
+    use_it(&mut m, &entry)?;
+    // Sets the stream's range, and fires it once.
     m.dev.fire_range(m.p, 0, VECTORS);
     m.dev.write(m.p, reg::STORM, 1);
     let result = page_tables(&mut m, &mut stream, &irt)
@@ -123,9 +126,7 @@ fn page_tables<P: Platform + ?Sized>(
     let mut spare = Tables::new(m)?;
     let victim = alloc(m, 4096)?;
     let trap = |_| leaf(victim, 1, 12, ALL);
-    let entry = dte(stream, irt);
-    use_it(m, &entry)?;
-    let levels = 1..=entry.q0.mode();
+    let levels = 1..=dte(stream, irt).q0.mode();
     for _ in 0..ROUNDS {
         Stream::flow(m, WARM)?;
         // The other set takes over, and lands elsewhere.

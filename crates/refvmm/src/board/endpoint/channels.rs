@@ -4,16 +4,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
-use amdvi_dma::Pasid;
 use amdvi_guest::endpoint::dma::{
-    CHANNELS, Checksum, EQUAL, INTERRUPT_ON, LIMIT, STRIDE, TRANSACTION, channel, fill, op, pasid,
-    status,
+    CHANNELS, Checksum, EQUAL, INTERRUPT_ON, LIMIT, STRIDE, TRANSACTION, channel, op, status,
 };
 use amdvi_guest::endpoint::reg;
 
-use super::dma::{Aborted, AddressSpace, Atomic, Dma};
+use serde::{Deserialize, Serialize};
+
+use super::dma::{Aborted, Dma};
 use super::lock;
-use super::tlb::Enabled;
+use crate::board::snapshot::{Hex, StateError, ensure};
+
+mod run;
+
+use run::Run;
 
 /// First byte behind the channels in BAR 0.
 pub(super) const END: u64 = reg::DMA_CHANNEL_0 + CHANNELS as u64 * STRIDE;
@@ -27,7 +31,7 @@ pub(super) trait Owner: Send + Sync {
 }
 
 /// What software programs.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Program {
     source: u64,
     target: u64,
@@ -40,7 +44,7 @@ struct Program {
 }
 
 /// What became of an operation.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Outcome {
     status: u32,
     reason: u32,
@@ -48,11 +52,35 @@ struct Outcome {
     fault_iova: u64,
 }
 
+/// How far an operation has come: between two transactions, or between reading for one and writing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Progress {
+    /// The operation, which software may have programmed anew by now.
+    program: Program,
+    done: u64,
+    checksum: u64,
+    difference: u64,
+    /// What was read and not yet written.
+    read: Option<Hex>,
+}
+
 #[derive(Default)]
 struct State {
     program: Program,
     outcome: Outcome,
     thread: Option<JoinHandle<()>>,
+    /// Of an operation that was suspended.
+    progress: Option<Progress>,
+}
+
+/// A channel as it is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ChannelState {
+    program: Program,
+    outcome: Outcome,
+    done: u64,
+    ended: u64,
+    progress: Option<Progress>,
 }
 
 struct Channel {
@@ -64,6 +92,8 @@ struct Channel {
     done: AtomicU64,
     ended: AtomicU64,
     cancel: AtomicBool,
+    /// What was cancelled is to go on later.
+    suspend: AtomicBool,
 }
 
 /// All channels of an endpoint.
@@ -91,6 +121,7 @@ impl Channels {
                 done: AtomicU64::new(0),
                 ended: AtomicU64::new(0),
                 cancel: AtomicBool::new(false),
+                suspend: AtomicBool::new(false),
             })
         };
         Self {
@@ -115,6 +146,35 @@ impl Channels {
         if let Some((channel, register)) = self.at(offset) {
             channel.set(register, value);
         }
+    }
+
+    /// Suspends every operation. Nothing is on its way any more when it returns.
+    pub(super) fn freeze(&self) {
+        for channel in &self.channels {
+            channel.suspend();
+        }
+    }
+
+    /// Lets what was suspended go on.
+    pub(super) fn thaw(&self) {
+        for channel in &self.channels {
+            channel.resume();
+        }
+    }
+
+    pub(super) fn save(&self) -> Vec<ChannelState> {
+        self.channels.iter().map(|channel| channel.save()).collect()
+    }
+
+    pub(super) fn restore(&self, states: &[ChannelState]) -> Result<(), StateError> {
+        ensure(
+            states.len() == self.channels.len(),
+            "another number of DMA channels",
+        )?;
+        for (channel, state) in self.channels.iter().zip(states) {
+            channel.restore(state)?;
+        }
+        Ok(())
     }
 
     /// Stops every channel and forgets what was programmed. Nothing is on its way any more when it
@@ -205,6 +265,56 @@ impl Channel {
         }
     }
 
+    fn suspend(&self) {
+        let _control = lock(&self.control);
+        self.suspend.store(true, Ordering::Release);
+        self.cancel.store(true, Ordering::Release);
+        self.join();
+        self.cancel.store(false, Ordering::Release);
+        self.suspend.store(false, Ordering::Release);
+    }
+
+    fn resume(self: &Arc<Self>) {
+        let _control = lock(&self.control);
+        let progress = lock(&self.state).progress.take();
+        if let Some(progress) = progress {
+            self.go_on(progress, true);
+        }
+    }
+
+    fn save(&self) -> ChannelState {
+        let state = lock(&self.state);
+        ChannelState {
+            program: state.program,
+            outcome: state.outcome,
+            done: self.done.load(Ordering::Acquire),
+            ended: self.ended.load(Ordering::Acquire),
+            progress: state.progress.clone(),
+        }
+    }
+
+    fn restore(&self, saved: &ChannelState) -> Result<(), StateError> {
+        let runs = saved.outcome.status == status::RUNNING;
+        ensure(
+            runs == saved.progress.is_some(),
+            "a DMA channel that runs without an operation, or has one and does not run",
+        )?;
+        let possible = saved.progress.as_ref().is_none_or(|progress| {
+            let read = progress.read.as_ref().map_or(0, |read| read.0.len() as u64);
+            let rest = u64::from(progress.program.length).checked_sub(progress.done);
+            rest.is_some_and(|rest| read <= rest.min(TRANSACTION))
+                && progress.program.length <= LIMIT
+        });
+        ensure(possible, "a DMA channel that is further than its operation")?;
+        let mut state = lock(&self.state);
+        state.program = saved.program;
+        state.outcome = saved.outcome;
+        state.progress.clone_from(&saved.progress);
+        self.done.store(saved.done, Ordering::Release);
+        self.ended.store(saved.ended, Ordering::Release);
+        Ok(())
+    }
+
     fn start(self: &Arc<Self>, program: Program) {
         let _control = lock(&self.control);
         {
@@ -221,27 +331,40 @@ impl Channel {
         // The one before has said that it ended, so this does not take long.
         self.join();
         self.cancel.store(false, Ordering::Release);
-        if program.operation & op::SYNC == 0 {
-            let this = Arc::clone(self);
-            let work = move || this.run(&program);
+        self.go_on(Progress::new(program), program.operation & op::SYNC == 0);
+    }
+
+    /// Carries an operation out from where it is, in a thread of its own if there can be one.
+    fn go_on(self: &Arc<Self>, progress: Progress, in_background: bool) {
+        if in_background {
+            let (this, theirs) = (Arc::clone(self), progress.clone());
+            let work = move || this.run(theirs);
             let builder = std::thread::Builder::new().name("endpoint-channel".into());
             if let Ok(thread) = builder.spawn(work) {
                 lock(&self.state).thread = Some(thread);
                 return;
             }
         }
-        self.run(&program);
+        self.run(progress);
     }
 
-    /// Carries the operation out, and says so.
-    fn run(&self, program: &Program) {
+    /// Carries the operation out, and says so, unless it is suspended.
+    fn run(&self, progress: Progress) {
+        let program = progress.program;
         let enabled = self.dma().shared().tlb.enabled();
         let outcome = match program.problem(enabled) {
-            Some(status) => Outcome {
+            // What was possible once goes on.
+            Some(status) if progress.is_new() => Outcome {
                 status,
                 ..Outcome::default()
             },
-            None => self.carry_out(program),
+            _ => match self.carry_out(progress) {
+                Ok(outcome) => outcome,
+                Err(progress) => {
+                    lock(&self.state).progress = Some(progress);
+                    return;
+                }
+            },
         };
         {
             let mut state = lock(&self.state);
@@ -257,195 +380,75 @@ impl Channel {
         self.dma.get_or_init(|| self.owner.dma())
     }
 
-    fn carry_out(&self, program: &Program) -> Outcome {
+    /// What became of it, or where it was suspended.
+    fn carry_out(&self, progress: Progress) -> Result<Outcome, Progress> {
+        let program = progress.program;
+        let mut done = progress.done;
+        let read = progress.read.map(|read| read.0);
         let mut run = Run {
             channel: self,
-            program,
-            checksum: Checksum::default(),
+            program: &program,
+            checksum: Checksum::resumed(progress.checksum),
             buffer: Box::new([0; TRANSACTION as usize]),
             expected: Box::new([0; TRANSACTION as usize]),
-            difference: EQUAL,
+            difference: progress.difference,
+            read: false,
         };
-        if program.is_atomic() {
-            return run.atomic();
+        if let Some(read) = read {
+            // It was checked when it was restored.
+            let len = read.len().min(run.buffer.len());
+            run.buffer[..len].copy_from_slice(&read[..len]);
+            run.read = true;
         }
-        let mut done = 0;
+        let cancelled = || self.cancel.load(Ordering::Acquire);
+        let suspended = || self.suspend.load(Ordering::Acquire);
+        if program.is_atomic() {
+            return match run.atomic() {
+                Err(Aborted::NoPage) if suspended() => Err(run.progress(done)),
+                outcome => Ok(run.atomic_outcome(outcome)),
+            };
+        }
         while done < u64::from(program.length) {
-            if self.cancel.load(Ordering::Acquire) {
-                return run.outcome(status::CANCELLED);
+            if cancelled() {
+                return match suspended() {
+                    true => Err(run.progress(done)),
+                    false => Ok(run.outcome(status::CANCELLED)),
+                };
             }
             let len = run.next(done);
             if let Err((iova, aborted)) = run.transaction(done, len) {
-                if aborted == Aborted::NoPage && self.cancel.load(Ordering::Acquire) {
-                    return run.outcome(status::CANCELLED);
+                if aborted == Aborted::NoPage && cancelled() {
+                    return match suspended() {
+                        true => Err(run.progress(done)),
+                        false => Ok(run.outcome(status::CANCELLED)),
+                    };
                 }
-                return Outcome {
+                return Ok(Outcome {
                     status: status::ABORTED,
                     reason: aborted.reason(),
                     fault_iova: iova,
                     ..run.outcome(status::ABORTED)
-                };
+                });
             }
             done += len as u64;
             self.done.store(done, Ordering::Release);
         }
-        run.outcome(status::DONE)
+        Ok(run.outcome(status::DONE))
     }
 }
 
-impl Program {
-    fn code(&self) -> u32 {
-        self.operation & !op::SYNC
-    }
-
-    fn is_atomic(&self) -> bool {
-        matches!(self.code(), op::FETCH_ADD | op::SWAP | op::COMPARE_AND_SWAP)
-    }
-
-    fn reads(&self) -> bool {
-        matches!(self.code(), op::CHECKSUM | op::COPY | op::COMPARE)
-    }
-
-    fn writes(&self) -> bool {
-        matches!(self.code(), op::FILL | op::COPY)
-    }
-
-    /// Where the addresses are; only what runs in the background waits for pages.
-    fn space<'a>(&self, cancel: &'a AtomicBool) -> AddressSpace<'a> {
-        let pasid = (self.pasid & pasid::ON != 0)
-            .then(|| Pasid::new(self.pasid & Pasid::MAX))
-            .flatten();
-        AddressSpace {
-            pasid: pasid.map(|pasid| {
-                pasid
-                    .with_execute(self.pasid & pasid::EXECUTE != 0)
-                    .with_privileged(self.pasid & pasid::PRIVILEGED != 0)
-            }),
-            cancel: (self.operation & op::SYNC == 0).then_some(cancel),
+impl Progress {
+    fn new(program: Program) -> Self {
+        Self {
+            program,
+            done: 0,
+            checksum: Checksum::default().value(),
+            difference: EQUAL,
+            read: None,
         }
     }
 
-    /// The status of an operation that is not possible.
-    fn problem(&self, enabled: Enabled) -> Option<u32> {
-        let length = u64::from(self.length);
-        let possible = if self.is_atomic() {
-            matches!(length, 4 | 8) && self.target.is_multiple_of(length)
-        } else {
-            self.reads() || self.writes()
-        };
-        let in_range = (1..=LIMIT).contains(&self.length)
-            && (!self.reads() || self.source.checked_add(length - 1).is_some())
-            && (!self.writes() || self.target.checked_add(length - 1).is_some());
-        // A bit of the prefix that is not enabled must not be sent.
-        let may = |bit, enabled| enabled || self.pasid & bit == 0;
-        let pasid = self.pasid & pasid::ON == 0
-            || enabled.pasid
-                && may(pasid::EXECUTE, enabled.execute)
-                && may(pasid::PRIVILEGED, enabled.privileged);
-        let bad = !possible || !in_range || !pasid;
-        bad.then_some(status::BAD)
-    }
-}
-
-/// An operation that is carried out.
-struct Run<'a> {
-    channel: &'a Channel,
-    program: &'a Program,
-    checksum: Checksum,
-    buffer: Box<[u8; TRANSACTION as usize]>,
-    expected: Box<[u8; TRANSACTION as usize]>,
-    difference: u64,
-}
-
-impl Run<'_> {
-    /// Bytes of the transaction that begins `done` bytes from the start.
-    fn next(&self, done: u64) -> usize {
-        let room = |iova: u64| TRANSACTION - iova.wrapping_add(done) % TRANSACTION;
-        let mut len = u64::from(self.program.length) - done;
-        if self.program.reads() {
-            len = len.min(room(self.program.source));
-        }
-        if self.program.writes() {
-            len = len.min(room(self.program.target));
-        }
-        // At most TRANSACTION.
-        len as usize
-    }
-
-    fn transaction(&mut self, done: u64, len: usize) -> Result<(), (u64, Aborted)> {
-        let dma = self.channel.dma();
-        let space = self.program.space(&self.channel.cancel);
-        let data = &mut self.buffer[..len];
-        let (source, target) = (
-            self.program.source.wrapping_add(done),
-            self.program.target.wrapping_add(done),
-        );
-        if self.program.reads() {
-            dma.read(space, source, data)
-                .map_err(|aborted| (source, aborted))?;
-        } else {
-            fill(self.program.operand, done, data);
-        }
-        if self.program.writes() {
-            dma.write(space, target, data)
-                .map_err(|aborted| (target, aborted))?;
-        }
-        if self.program.code() != op::COMPARE {
-            self.checksum.add(data);
-        } else if self.difference == EQUAL {
-            let expected = &mut self.expected[..len];
-            fill(self.program.operand, done, expected);
-            let different = data.iter().zip(expected.iter()).position(|(a, b)| a != b);
-            if let Some(at) = different {
-                self.difference = done + at as u64;
-            }
-        }
-        Ok(())
-    }
-
-    fn outcome(&self, status: u32) -> Outcome {
-        Outcome {
-            status,
-            result: if self.program.code() == op::COMPARE {
-                self.difference
-            } else {
-                self.checksum.value()
-            },
-            ..Outcome::default()
-        }
-    }
-
-    fn atomic(&self) -> Outcome {
-        let program = self.program;
-        let atomic = Atomic {
-            operation: program.code(),
-            operand: program.operand,
-            expected: program.expected,
-        };
-        // 4 or 8.
-        let len = program.length as usize;
-        let space = program.space(&self.channel.cancel);
-        match self
-            .channel
-            .dma()
-            .atomic(space, program.target, len, atomic)
-        {
-            Ok(found) => {
-                self.channel
-                    .done
-                    .store(program.length.into(), Ordering::Release);
-                Outcome {
-                    status: status::DONE,
-                    result: found,
-                    ..Outcome::default()
-                }
-            }
-            Err(aborted) => Outcome {
-                status: status::ABORTED,
-                reason: aborted.reason(),
-                fault_iova: program.target,
-                ..Outcome::default()
-            },
-        }
+    fn is_new(&self) -> bool {
+        *self == Self::new(self.program)
     }
 }

@@ -4,17 +4,20 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use amdvi_guest::endpoint::{BAR0_SIZE, BAR4_SIZE, DEVICE_ID, DMA_BUFFER_SIZE, VENDOR_ID, feature};
+use amdvi_regs::DeviceId;
 use amdvi_regs::msi::Msi;
+use serde::{Deserialize, Serialize};
 
 use super::channels::Owner;
 use super::dma::{Dma, Shared};
 use super::lock;
-use super::sender::Sender;
-use super::tlb::Enabled;
+use super::sender::{Sender, StatsState};
+use super::tlb::{Enabled, TlbState};
 use crate::board::config::EndpointConfig;
 use crate::board::pci::express::{Express, Sharing};
-use crate::board::pci::{Bar, ConfigSpace, MsiCapability, Msix, Place, Request};
+use crate::board::pci::{Bar, ConfigSpace, MsiCapability, Msix, MsixState, Place, Request};
 use crate::board::slot::{Line, Slot};
+use crate::board::snapshot::{Hex, StateError, ensure};
 
 /// Bytes of an MSI-X table entry.
 const MSIX_ENTRY: u32 = 16;
@@ -48,6 +51,33 @@ impl Default for Registers {
             buffer: Box::new([0; DMA_BUFFER_SIZE as usize]),
         }
     }
+}
+
+/// [`Registers`] as they are saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct RegistersState {
+    start: u32,
+    count: u32,
+    raw_address: u64,
+    dma_iova: u64,
+    dma_length: u32,
+    dma_status: u32,
+    storm_bytes: u32,
+    vmm_status: u32,
+    buffer: Hex,
+}
+
+/// The function as it is saved; what is enabled, and the line, follow from configuration space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CoreState {
+    config: Hex,
+    msix: MsixState,
+    msi_pending: u32,
+    registers: RegistersState,
+    condition: bool,
+    requester: u16,
+    stats: StatsState,
+    tlb: TlbState,
 }
 
 /// What one lock guards.
@@ -272,6 +302,72 @@ impl Core {
         });
         self.flush();
         reset
+    }
+
+    pub(super) fn save(&self) -> CoreState {
+        self.with(|state| {
+            let registers = &state.registers;
+            CoreState {
+                config: state.config.save(),
+                msix: state.msix.save(),
+                msi_pending: state.msi.map_or(0, |msi| msi.pending(&state.config)),
+                registers: RegistersState {
+                    start: registers.start,
+                    count: registers.count,
+                    raw_address: registers.raw_address,
+                    dma_iova: registers.dma_iova,
+                    dma_length: registers.dma_length,
+                    dma_status: registers.dma_status,
+                    storm_bytes: registers.storm_bytes,
+                    vmm_status: registers.vmm_status,
+                    buffer: Hex(registers.buffer.to_vec()),
+                },
+                condition: state.condition,
+                requester: self.sender.dma().requester().0,
+                stats: self.sender.stats().save(),
+                tlb: self.shared.tlb.save(),
+            }
+        })
+    }
+
+    /// Puts a saved state into a function whose queues stand still. Sends nothing.
+    pub(super) fn restore(&self, saved: &CoreState) -> Result<(), StateError> {
+        let registers = &saved.registers;
+        let buffer: &[u8; DMA_BUFFER_SIZE as usize] = registers
+            .buffer
+            .0
+            .as_slice()
+            .try_into()
+            .map_err(|_| StateError("a DMA buffer of another size".into()))?;
+        ensure(
+            registers.dma_length <= DMA_BUFFER_SIZE,
+            "a transfer longer than the DMA buffer",
+        )?;
+        self.with(|state| {
+            state.config.restore(&saved.config)?;
+            let control = state.config.word(state.msix_control);
+            state.msix.restore(&saved.msix, control)?;
+            if let Some(msi) = state.msi {
+                msi.set_pending(&mut state.config, saved.msi_pending);
+            }
+            state.registers = Registers {
+                start: registers.start,
+                count: registers.count,
+                raw_address: registers.raw_address,
+                dma_iova: registers.dma_iova,
+                dma_length: registers.dma_length,
+                dma_status: registers.dma_status,
+                storm_bytes: registers.storm_bytes & !0xfff,
+                vmm_status: registers.vmm_status,
+                buffer: Box::new(*buffer),
+            };
+            state.condition = saved.condition && self.line.is_some();
+            self.follow(state);
+            Ok::<(), StateError>(())
+        })?;
+        self.sender.dma().set_requester(DeviceId(saved.requester));
+        self.sender.stats().restore(&saved.stats);
+        self.shared.tlb.restore(&saved.tlb)
     }
 
     /// Resets the function. Its queues must have been stopped.

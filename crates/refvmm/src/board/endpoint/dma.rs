@@ -7,11 +7,13 @@ use amdvi_device::Endpoint;
 use amdvi_dma::{Access, Pasid};
 use amdvi_guest::endpoint::dma::{op, reason};
 use amdvi_regs::DeviceId;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileMemory};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
 
 use super::tlb::{Tlb, count};
 use crate::board::slot::Slot;
 use crate::board::socket::Handle;
+use crate::ram::Memory;
 
 /// Why a transaction did not happen, or not completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,20 +60,29 @@ impl Atomic {
     }
 }
 
+/// What ends an operation in the background early.
+#[derive(Clone, Copy)]
+pub(super) struct Interruption<'a> {
+    /// It is to end now.
+    pub(super) cancel: &'a AtomicBool,
+    /// It is to go on later.
+    pub(super) suspend: &'a AtomicBool,
+}
+
 /// The address space of a request, and whether it may wait for pages.
 #[derive(Clone, Copy)]
 pub(super) struct AddressSpace<'a> {
     /// The PASID that the requests carry.
     pub(super) pasid: Option<Pasid>,
     /// Where page requests may be made, what ends the wait for their answers.
-    pub(super) cancel: Option<&'a AtomicBool>,
+    pub(super) wait: Option<Interruption<'a>>,
 }
 
 impl AddressSpace<'_> {
     /// Requests without PASID that don't wait.
     pub(super) const PLAIN: Self = Self {
         pasid: None,
-        cancel: None,
+        wait: None,
     };
 }
 
@@ -89,7 +100,7 @@ const MOST_PAGE_REQUESTS: u32 = 16;
 /// One queue's way to memory.
 pub(super) struct Dma {
     handle: Arc<Handle>,
-    memory: Arc<GuestMemoryMmap>,
+    memory: Arc<Memory>,
     requester: AtomicU16,
     shared: Shared,
 }
@@ -189,8 +200,8 @@ impl Dma {
             }) {
                 Ok(done) => at += done,
                 Err(Aborted::NoPage) => {
-                    let cancel = space.cancel.filter(|_| tlb.enabled().pri);
-                    let cancel = cancel.ok_or(Aborted::NoPage)?;
+                    let wait = space.wait.filter(|_| tlb.enabled().pri);
+                    let wait = wait.ok_or(Aborted::NoPage)?;
                     requests += 1;
                     let made = requests <= MOST_PAGE_REQUESTS
                         && tlb.request_page(
@@ -198,7 +209,7 @@ impl Dma {
                             space.pasid,
                             here,
                             access,
-                            cancel,
+                            wait,
                         );
                     if !made {
                         return Err(Aborted::NoPage);
@@ -314,7 +325,10 @@ impl Dma {
         if len == 8 {
             let word = slice.get_atomic_ref::<AtomicU64>(0).ok()?;
             let new = |old| Some(atomic.replace(u64::from_le(old)).to_le());
-            word.fetch_update(order, order, new).ok().map(u64::from_le)
+            let old = word.fetch_update(order, order, new).ok()?;
+            // An atomic reference is outside the bitmap's knowledge.
+            slice.bitmap().mark_dirty(0, len);
+            Some(u64::from_le(old))
         } else {
             let word = slice.get_atomic_ref::<AtomicU32>(0).ok()?;
             let atomic = Atomic {
@@ -327,6 +341,7 @@ impl Dma {
                 Some((atomic.replace(old) as u32).to_le())
             };
             let old = word.fetch_update(order, order, new).ok()?;
+            slice.bitmap().mark_dirty(0, len);
             Some(u32::from_le(old).into())
         }
     }

@@ -16,16 +16,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use amdvi_regs::dte::Dte;
 use amdvi_vmm_glue::kvm::IrqfdCounters;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use self::core::Core;
+use self::core::{Core, CoreState};
 use super::config::EndpointConfig;
 use super::pci::{Function, Request};
 use super::recorder::Recorder;
 use super::slot::Slot;
-use channels::{Channels, Owner};
-use dma_storm::DmaStorm;
-use sender::Storm;
+use super::snapshot::{Snapshot, StateError, typed};
+use channels::{ChannelState, Channels, Owner};
+use dma_storm::{DmaStorm, DmaStormState};
+use sender::{Storm, StormState};
 pub use tlb::TlbCounts;
 
 /// What the endpoint asks of the board it is plugged into.
@@ -121,6 +123,48 @@ impl TestEndpoint {
     fn stop(&self) {
         self.storm.stop();
         self.dma_storm.stop();
+    }
+}
+
+/// The endpoint as it is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct EndpointState {
+    core: CoreState,
+    storm: StormState,
+    dma_storm: DmaStormState,
+    channels: Vec<ChannelState>,
+}
+
+impl Snapshot for TestEndpoint {
+    fn freeze(&self) {
+        self.storm.freeze();
+        self.dma_storm.freeze();
+        self.channels.freeze();
+    }
+
+    fn thaw(&self) {
+        let core = Arc::clone(&self.core);
+        self.storm.thaw(move |vector| core.request(vector));
+        self.dma_storm.thaw();
+        self.channels.thaw();
+    }
+
+    fn save(&self) -> Result<Value, StateError> {
+        Ok(serde_json::to_value(EndpointState {
+            core: self.core.save(),
+            storm: self.storm.save(),
+            dma_storm: self.dma_storm.save(),
+            channels: self.channels.save(),
+        })?)
+    }
+
+    fn restore(&self, state: &Value) -> Result<(), StateError> {
+        let state: EndpointState = typed(state)?;
+        self.core.restore(&state.core)?;
+        self.storm
+            .restore(&state.storm, self.core.options().vectors.into());
+        self.dma_storm.restore(&state.dma_storm);
+        self.channels.restore(&state.channels)
     }
 }
 

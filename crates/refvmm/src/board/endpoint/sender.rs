@@ -1,17 +1,18 @@
 //! Sending interrupt messages, one at a time or as a stream, and counting them.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use amdvi_device::Signal;
 use amdvi_guest::endpoint::outcome;
 use amdvi_regs::msi::{Msi, is_msi_address};
+use serde::{Deserialize, Serialize};
 
-use super::Request;
 use super::dma::{AddressSpace, Dma};
 use super::stream::Stream;
+use super::{Request, lock};
 use crate::board::routes::Vectors;
 use crate::board::slot::Slot;
 use crate::board::socket::Handle;
@@ -34,7 +35,51 @@ pub(super) struct Stats {
     vectors: Box<[VectorCount]>,
 }
 
+/// The counters as they are saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StatsState {
+    outcome: u32,
+    delivered: u64,
+    blocked: u64,
+    sent: u64,
+    held_back: u64,
+    nanos: u64,
+    /// Sent and delivered, of each vector.
+    vectors: Vec<(u32, u32)>,
+}
+
 impl Stats {
+    pub(super) fn save(&self) -> StatsState {
+        StatsState {
+            outcome: self.outcome(),
+            delivered: self.delivered(),
+            blocked: self.blocked(),
+            sent: self.sent(),
+            held_back: self.held_back(),
+            nanos: self.nanos(),
+            vectors: (0..self.vectors.len() as u64)
+                .map(|vector| self.vector(vector))
+                .collect(),
+        }
+    }
+
+    pub(super) fn restore(&self, state: &StatsState) {
+        self.outcome.store(state.outcome, Ordering::Release);
+        for (counter, saved) in [
+            (&self.delivered, state.delivered),
+            (&self.blocked, state.blocked),
+            (&self.sent, state.sent),
+            (&self.held_back, state.held_back),
+            (&self.nanos, state.nanos),
+        ] {
+            counter.store(saved, Ordering::Release);
+        }
+        for (vector, (sent, delivered)) in self.vectors.iter().zip(&state.vectors) {
+            vector.sent.store(*sent, Ordering::Release);
+            vector.delivered.store(*delivered, Ordering::Release);
+        }
+    }
+
     fn new(vectors: usize) -> Self {
         Self {
             outcome: AtomicU32::new(outcome::NONE),
@@ -238,10 +283,21 @@ impl Sender {
     }
 }
 
+/// The stream as it is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StormState {
+    running: Option<Range<u32>>,
+    sent: u64,
+    turns: u64,
+}
+
 /// The background stream.
 pub(super) struct Storm {
     sender: Arc<Sender>,
     sent: Arc<AtomicU64>,
+    /// Vectors that had their turn, sent or not.
+    turns: Arc<AtomicU64>,
+    range: Mutex<Option<Range<u32>>>,
     stream: Stream,
 }
 
@@ -250,6 +306,8 @@ impl Storm {
         Self {
             sender: Arc::new(sender),
             sent: Arc::default(),
+            turns: Arc::default(),
+            range: Mutex::default(),
             stream: Stream::default(),
         }
     }
@@ -269,17 +327,25 @@ impl Storm {
         range: Range<u32>,
         request: impl Fn(u32) -> Request + Send + 'static,
     ) {
-        if range.is_empty() {
+        if range.is_empty() || self.stream.running() {
             return;
         }
+        self.sent.store(0, Ordering::Release);
+        self.turns.store(0, Ordering::Release);
+        *lock(&self.range) = Some(range.clone());
+        self.go_on(range, request);
+    }
+
+    /// Sends from where the counters are.
+    fn go_on(&self, range: Range<u32>, request: impl Fn(u32) -> Request + Send + 'static) {
         let (sender, sent) = (Arc::clone(&self.sender), Arc::clone(&self.sent));
-        let mut vectors = range.cycle();
+        let turns = Arc::clone(&self.turns);
         self.stream.start("endpoint-storm", || {
-            sent.store(0, Ordering::Release);
             move || {
-                if let Some(vector) = vectors.next()
-                    && sender.request(vector, request(vector))
-                {
+                let turn = turns.fetch_add(1, Ordering::AcqRel);
+                // The range is not empty, and the remainder is less than its length.
+                let vector = range.start + (turn % range.len() as u64) as u32;
+                if sender.request(vector, request(vector)) {
                     sent.fetch_add(1, Ordering::AcqRel);
                 }
             }
@@ -288,6 +354,36 @@ impl Storm {
 
     /// Stops the stream; its last message is delivered when this returns.
     pub(super) fn stop(&self) {
+        *lock(&self.range) = None;
         self.stream.stop();
+    }
+
+    /// Halts the stream, likewise.
+    pub(super) fn freeze(&self) {
+        self.stream.stop();
+    }
+
+    /// Lets it go on if it ran.
+    pub(super) fn thaw(&self, request: impl Fn(u32) -> Request + Send + 'static) {
+        let range = lock(&self.range).clone();
+        if let Some(range) = range {
+            self.go_on(range, request);
+        }
+    }
+
+    pub(super) fn save(&self) -> StormState {
+        StormState {
+            running: lock(&self.range).clone(),
+            sent: self.sent(),
+            turns: self.turns.load(Ordering::Acquire),
+        }
+    }
+
+    /// Takes over a stream of `vectors` vectors at most.
+    pub(super) fn restore(&self, state: &StormState, vectors: u32) {
+        let possible = |range: &Range<u32>| !range.is_empty() && range.end <= vectors;
+        *lock(&self.range) = state.running.clone().filter(possible);
+        self.sent.store(state.sent, Ordering::Release);
+        self.turns.store(state.turns, Ordering::Release);
     }
 }

@@ -10,9 +10,11 @@ use amdvi_device::{
     PageRequested, PageResponse, Pasid, Permissions,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::dma::Interruption;
 use super::lock;
+use crate::board::snapshot::{StateError, ensure};
 
 /// Translations that it keeps.
 const ENTRIES: usize = 256;
@@ -25,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(5);
 const TAGS: u32 = 0x200;
 
 /// What software has enabled in the capabilities.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Enabled {
     pub(super) pasid: bool,
     pub(super) execute: bool,
@@ -35,7 +37,7 @@ pub(super) struct Enabled {
 }
 
 /// A translation in the TLB.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Entry {
     pasid: Option<u32>,
     privileged: bool,
@@ -43,7 +45,32 @@ pub(super) struct Entry {
     first: u64,
     last: u64,
     gpa: u64,
-    permissions: Permissions,
+    read: bool,
+    write: bool,
+}
+
+/// A page request that software has been made, and what is known of its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Waiting {
+    pasid: Option<u32>,
+    iova: u64,
+    write: bool,
+    /// The response code.
+    code: Option<u8>,
+    /// Who waits for it was suspended, and takes it up again.
+    suspended: bool,
+}
+
+/// The TLB as it is saved, with the page requests under way: software answers them some time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TlbState {
+    enabled: Enabled,
+    entries: Vec<Entry>,
+    requests: BTreeMap<u16, Waiting>,
+    next_tag: u32,
+    mute: bool,
+    /// In the order of [`Counters::all`].
+    counters: [u64; 6],
 }
 
 impl Entry {
@@ -56,7 +83,8 @@ impl Entry {
             first: answer.iova,
             last: answer.iova.wrapping_add(size.wrapping_sub(1)),
             gpa: answer.gpa,
-            permissions: answer.permissions,
+            read: answer.permissions.contains(Permissions::READ),
+            write: answer.permissions.contains(Permissions::WRITE),
         }
     }
 
@@ -66,7 +94,14 @@ impl Entry {
             && (self.execute || !pasid.is_some_and(Pasid::execute))
             && self.first <= iova
             && iova <= self.last
-            && self.permissions.contains(access.needs())
+            && self.permissions().contains(access.needs())
+    }
+
+    fn permissions(&self) -> Permissions {
+        let mut permissions = Permissions::empty();
+        permissions.set(Permissions::READ, self.read);
+        permissions.set(Permissions::WRITE, self.write);
+        permissions
     }
 
     /// The GPA of `iova`, and how many bytes follow in the page.
@@ -118,6 +153,18 @@ impl Counters {
             page_responses: read(&self.page_responses),
         }
     }
+
+    /// Those that are saved.
+    fn all(&self) -> [&AtomicU64; 6] {
+        [
+            &self.hits,
+            &self.translation_requests,
+            &self.invalidations,
+            &self.pasid_invalidations,
+            &self.page_requests,
+            &self.page_responses,
+        ]
+    }
 }
 
 /// The TLB and the page requests under way, of one function.
@@ -125,8 +172,8 @@ impl Counters {
 pub(super) struct Tlb {
     enabled: Mutex<Enabled>,
     entries: Mutex<VecDeque<Entry>>,
-    /// Tags that wait for an answer, and the code of those that have one.
-    requests: Mutex<BTreeMap<u16, Option<u8>>>,
+    /// By tag.
+    requests: Mutex<BTreeMap<u16, Waiting>>,
     answered: Condvar,
     next_tag: AtomicU32,
     /// Invalidations are neither carried out nor answered.
@@ -149,6 +196,38 @@ impl Tlb {
         if !enabled.ats {
             lock(&self.entries).clear();
         }
+    }
+
+    pub(super) fn save(&self) -> TlbState {
+        TlbState {
+            enabled: self.enabled(),
+            entries: lock(&self.entries).iter().copied().collect(),
+            requests: lock(&self.requests).clone(),
+            next_tag: self.next_tag.load(Ordering::Acquire),
+            mute: self.mute.load(Ordering::Acquire),
+            counters: self
+                .counters
+                .all()
+                .map(|counter| counter.load(Ordering::Acquire)),
+        }
+    }
+
+    pub(super) fn restore(&self, state: &TlbState) -> Result<(), StateError> {
+        let possible = |entry: &Entry| entry.first <= entry.last;
+        ensure(
+            state.entries.len() <= ENTRIES && state.entries.iter().all(possible),
+            "a TLB with impossible entries",
+        )?;
+        *lock(&self.enabled) = state.enabled;
+        *lock(&self.entries) = state.entries.iter().copied().collect();
+        let tags = state.requests.range(..TAGS as u16);
+        *lock(&self.requests) = tags.map(|(tag, waiting)| (*tag, *waiting)).collect();
+        self.next_tag.store(state.next_tag, Ordering::Release);
+        self.mute.store(state.mute, Ordering::Release);
+        for (counter, saved) in self.counters.all().into_iter().zip(state.counters) {
+            counter.store(saved, Ordering::Release);
+        }
+        Ok(())
     }
 
     pub(super) fn len(&self) -> usize {
@@ -181,17 +260,29 @@ impl Tlb {
         entry
     }
 
-    /// Asks software for a page and waits for its answer: whether it is there now. `cancel` ends
-    /// the wait.
+    /// Asks software for a page and waits for its answer: whether it is there now. `wait` ends that
+    /// early; a wait that was suspended is taken up by who asks for the same again.
     pub(super) fn request_page(
         &self,
         mut endpoint: impl FnMut(&mut dyn FnMut(&mut Endpoint)),
         pasid: Option<Pasid>,
         iova: u64,
         access: Access,
-        cancel: &AtomicBool,
+        wait: Interruption<'_>,
     ) -> bool {
-        let tag = (self.next_tag.fetch_add(1, Ordering::AcqRel) % TAGS) as u16;
+        let asked = Waiting {
+            pasid: pasid.map(Pasid::value),
+            iova,
+            write: access.writes(),
+            code: None,
+            suspended: false,
+        };
+        let again = self.take_up(&asked);
+        let tag = again.unwrap_or_else(|| {
+            let tag = (self.next_tag.fetch_add(1, Ordering::AcqRel) % TAGS) as u16;
+            lock(&self.requests).insert(tag, asked);
+            tag
+        });
         let request = PageRequest {
             pasid,
             address: iova,
@@ -201,18 +292,19 @@ impl Tlb {
             last: true,
         };
         let end = Instant::now() + PATIENCE;
-        let waits = || Instant::now() < end && !cancel.load(Ordering::Acquire);
-        lock(&self.requests).insert(tag, None);
+        let waits = || Instant::now() < end && !wait.cancel.load(Ordering::Acquire);
         let mut code = None;
+        let mut logged = again.is_some();
         while waits() {
+            if logged {
+                code = self.wait(tag, waits);
+                break;
+            }
             count(&self.counters.page_requests);
             let mut requested = PageRequested::Lost;
             endpoint(&mut |endpoint| requested = endpoint.page_request(&request));
             match requested {
-                PageRequested::Logged => {
-                    code = self.wait(tag, waits);
-                    break;
-                }
+                PageRequested::Logged => logged = true,
                 PageRequested::Answered(response) | PageRequested::Refused(_, response) => {
                     code = response.map(|response| response.code);
                     break;
@@ -220,7 +312,16 @@ impl Tlb {
                 PageRequested::Lost => std::thread::sleep(LOOK),
             }
         }
-        lock(&self.requests).remove(&tag);
+        let mut requests = lock(&self.requests);
+        match requests.get_mut(&tag) {
+            Some(waiting) if logged && code.is_none() && wait.suspend.load(Ordering::Acquire) => {
+                waiting.suspended = true;
+            }
+            _ => {
+                requests.remove(&tag);
+            }
+        }
+        drop(requests);
         if code == Some(PageResponse::FAILURE) {
             // Page requests don't work: no more of them until software enables them again.
             lock(&self.enabled).pri = false;
@@ -228,12 +329,28 @@ impl Tlb {
         code == Some(PageResponse::SUCCESS)
     }
 
+    /// The tag of a request whose wait was suspended.
+    fn take_up(&self, asked: &Waiting) -> Option<u16> {
+        let mut requests = lock(&self.requests);
+        let same = |waiting: &Waiting| {
+            waiting.suspended
+                && Waiting {
+                    code: None,
+                    suspended: false,
+                    ..*waiting
+                } == *asked
+        };
+        let (tag, waiting) = requests.iter_mut().find(|(_, waiting)| same(waiting))?;
+        waiting.suspended = false;
+        Some(*tag)
+    }
+
     /// Waits for the answer to `tag`.
     fn wait(&self, tag: u16, mut waits: impl FnMut() -> bool) -> Option<u8> {
         let mut requests = lock(&self.requests);
         loop {
-            if let Some(Some(code)) = requests.get(&tag) {
-                return Some(*code);
+            if let Some(code) = requests.get(&tag).and_then(|waiting| waiting.code) {
+                return Some(code);
             }
             if !waits() {
                 return None;
@@ -266,7 +383,7 @@ impl DeviceAts for Tlb {
 
     fn page_response(&self, response: &PageResponse) {
         if let Some(waiting) = lock(&self.requests).get_mut(&response.tag) {
-            *waiting = Some(response.code);
+            waiting.code = Some(response.code);
             count(&self.counters.page_responses);
             self.answered.notify_all();
         }

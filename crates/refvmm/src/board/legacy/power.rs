@@ -11,10 +11,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use serde_json::Value;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::board::config::FixedDevice;
+use crate::board::snapshot::{Snapshot, StateError, typed};
 use crate::layout;
+use crate::ram::Memory;
 
 /// The reset control register.
 pub const CF9_RESET: u16 = 0xcf9;
@@ -80,7 +83,7 @@ const _: () = assert!(layout::ACPI_END <= RESET_VECTOR);
 ///
 /// # Errors
 /// There is no RAM.
-pub fn write_reset_code(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+pub fn write_reset_code(memory: &Memory) -> Result<(), GuestMemoryError> {
     memory.write_slice(&RESET_CODE, GuestAddress(RESET_VECTOR))
 }
 
@@ -127,6 +130,18 @@ impl PowerPorts {
 
 /// PM1 enable.
 const PM1_ENABLE: u16 = PM1_EVENT + 2;
+
+impl Snapshot for PowerPorts {
+    fn save(&self) -> Result<Value, StateError> {
+        Ok(self.enables.load(Ordering::Relaxed).into())
+    }
+
+    fn restore(&self, state: &Value) -> Result<(), StateError> {
+        let enables: u16 = typed(state)?;
+        self.enables.store(enables & PM1_ENABLES, Ordering::Relaxed);
+        Ok(())
+    }
+}
 
 impl FixedDevice for PowerPorts {
     fn port_read(&self, port: u16, data: &mut [u8]) -> bool {
@@ -247,7 +262,7 @@ mod tests {
 
     #[test]
     fn the_code_at_the_reset_vector_writes_what_resets_the_machine() {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let memory = Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         write_reset_code(&memory).unwrap();
         let mut code = [0; 16];
         memory

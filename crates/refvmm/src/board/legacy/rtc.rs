@@ -6,7 +6,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
 use crate::board::config::FixedDevice;
+use crate::board::snapshot::{Hex, Snapshot, StateError, ensure, typed};
 
 /// The index port, and behind it the data port.
 pub const RTC_PORTS: u16 = 0x70;
@@ -46,6 +50,15 @@ struct State {
     /// How far the guest's time is from the host's, in seconds.
     offset: i64,
     /// The time while the guest sets it.
+    setting: Option<TimeRegisters>,
+}
+
+/// What is saved. The time goes on with the host's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct RtcState {
+    index: u8,
+    memory: Hex,
+    offset: i64,
     setting: Option<TimeRegisters>,
 }
 
@@ -124,6 +137,31 @@ impl State {
         if let Some(seconds) = seconds(time) {
             self.offset = seconds.saturating_sub(now);
         }
+    }
+}
+
+impl Snapshot for Rtc {
+    fn save(&self) -> Result<Value, StateError> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(serde_json::to_value(RtcState {
+            index: state.index,
+            memory: Hex(state.memory.to_vec()),
+            offset: state.offset,
+            setting: state.setting,
+        })?)
+    }
+
+    fn restore(&self, state: &Value) -> Result<(), StateError> {
+        let saved: RtcState = typed(state)?;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure(
+            saved.memory.0.len() == state.memory.len(),
+            "a clock with another size of its memory",
+        )?;
+        state.index = saved.index & INDEX_MASK;
+        state.memory.copy_from_slice(&saved.memory.0);
+        (state.offset, state.setting) = (saved.offset, saved.setting);
+        Ok(())
     }
 }
 

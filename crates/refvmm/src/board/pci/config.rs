@@ -1,6 +1,7 @@
 //! The configuration space of a type-0 function: registers, BARs that size and move, capabilities.
 
 use super::CONFIG_SIZE;
+use crate::board::snapshot::{Hex, StateError, ensure};
 
 /// Command register.
 const COMMAND: u16 = 0x04;
@@ -192,6 +193,24 @@ impl ConfigSpace {
 
     fn allow(&mut self, at: usize, mask: &[u8]) {
         self.writable[at..at + mask.len()].copy_from_slice(mask);
+    }
+
+    /// What software can change, as it is.
+    pub(crate) fn save(&self) -> Hex {
+        Hex(self.bytes.to_vec())
+    }
+
+    /// Takes what software can change from a saved space. The rest is this function's own, or follows.
+    pub(crate) fn restore(&mut self, saved: &Hex) -> Result<(), StateError> {
+        ensure(
+            saved.0.len() == self.bytes.len(),
+            "a configuration space has 4096 bytes",
+        )?;
+        let masks = self.writable.iter();
+        for ((byte, value), mask) in self.bytes.iter_mut().zip(&saved.0).zip(masks) {
+            *byte = *byte & !mask | value & mask;
+        }
+        Ok(())
     }
 
     /// Reads registers; what lies behind the space reads as all ones.

@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde_json::Value;
+
 use super::{ConfigSpace, Function};
+use crate::board::snapshot::{Snapshot, StateError, typed};
 use crate::board::socket::Socket;
 
 /// A function without BARs.
@@ -35,6 +38,18 @@ impl Fixed {
     }
 }
 
+impl Snapshot for Fixed {
+    fn save(&self) -> Result<Value, StateError> {
+        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(serde_json::to_value(config.save())?)
+    }
+
+    fn restore(&self, state: &Value) -> Result<(), StateError> {
+        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        config.restore(&typed(state)?)
+    }
+}
+
 impl Function for Fixed {
     fn config_read(&self, offset: u16, data: &mut [u8]) {
         self.config
@@ -62,6 +77,9 @@ impl IommuFunction {
         Self { socket }
     }
 }
+
+/// Its configuration space is part of the IOMMU's state.
+impl Snapshot for IommuFunction {}
 
 impl Function for IommuFunction {
     fn config_read(&self, offset: u16, data: &mut [u8]) {

@@ -12,9 +12,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use amdvi_regs::{DeviceId, Segment};
 
+use super::snapshot::Snapshot;
+
 pub use config::{Bar, ConfigSpace};
 pub use fixed::{Fixed, IommuFunction};
 pub use msi::MsiCapability;
+pub(crate) use msix::MsixState;
 pub use msix::{Msix, Place, Request};
 
 /// Bytes of one function's configuration space.
@@ -31,7 +34,7 @@ pub const CONFIG_DATA: u16 = 0xcfc;
 ///
 /// Offsets are those of the configuration space or of a BAR; `data` has the access' width. A read
 /// fills `data` completely.
-pub trait Function: Send + Sync {
+pub trait Function: Snapshot + Send + Sync {
     /// Reads configuration space.
     fn config_read(&self, offset: u16, data: &mut [u8]);
     /// Writes configuration space.
@@ -77,6 +80,25 @@ impl PciBus {
     /// Plugs in a function.
     pub fn add(&mut self, segment: Segment, id: DeviceId, function: Arc<dyn Function>) {
         self.functions.push(((segment, id), function));
+    }
+
+    /// The functions, and their places as `0000:00:05.0`.
+    pub(super) fn functions(&self) -> impl Iterator<Item = (String, &dyn Function)> {
+        self.functions
+            .iter()
+            .map(|((segment, id), function)| (format!("{segment}:{id}"), &**function))
+    }
+
+    /// CONFIG_ADDRESS.
+    pub(super) fn config_address(&self) -> u32 {
+        self.config_address.load(Ordering::Acquire)
+    }
+
+    /// Sets CONFIG_ADDRESS, as a write of it does.
+    pub(super) fn set_config_address(&self, value: u32) {
+        // Bits [30:24] and [1:0] are reserved and read as zero.
+        self.config_address
+            .store(value & 0x80ff_fffc, Ordering::Release);
     }
 
     /// Gives each device a function 0: a scan of the bus looks no further where there is none.
@@ -217,9 +239,7 @@ impl PciBus {
         if port == CONFIG_ADDRESS
             && let Ok(bytes) = <[u8; 4]>::try_from(data)
         {
-            // Bits [30:24] and [1:0] are reserved and read as zero.
-            self.config_address
-                .store(u32::from_le_bytes(bytes) & 0x80ff_fffc, Ordering::Release);
+            self.set_config_address(u32::from_le_bytes(bytes));
             return true;
         }
         if !in_data_ports(port, data.len()) {

@@ -53,6 +53,16 @@ impl MsiCapability {
         1 << (config.word(self.at + CONTROL) >> 4 & 7).min(5)
     }
 
+    /// The pending bits, of which software can't write any.
+    pub(crate) fn pending(&self, config: &ConfigSpace) -> u32 {
+        config.dword(self.at + PENDING)
+    }
+
+    /// Sets them as they were saved.
+    pub(crate) fn set_pending(&self, config: &mut ConfigSpace, pending: u32) {
+        config.set_dword(self.at + PENDING, pending);
+    }
+
     fn message(&self, config: &ConfigSpace, vector: u32) -> Msi {
         let low = u64::from(config.dword(self.at + ADDRESS));
         let high = u64::from(config.dword(self.at + ADDRESS + 4));

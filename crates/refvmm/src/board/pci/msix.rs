@@ -2,7 +2,10 @@
 
 use amdvi_regs::msi::Msi;
 
+use serde::{Deserialize, Serialize};
+
 use super::ConfigSpace;
+use crate::board::snapshot::{Hex, StateError, ensure};
 
 /// Capability ID.
 const CAPABILITY: u8 = 0x11;
@@ -36,6 +39,13 @@ pub enum Request {
     Send(Msi),
     /// Not sent: MSI-X is disabled, or the function or the vector is masked.
     Masked,
+}
+
+/// The table and the pending bits; the control bits are configuration space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MsixState {
+    table: Hex,
+    pending: Vec<u64>,
 }
 
 /// The table, the pending bits and the two control bits that gate them.
@@ -162,6 +172,33 @@ impl Msix {
         if !self.enabled {
             self.pending.fill(0);
         }
+    }
+
+    pub(crate) fn save(&self) -> MsixState {
+        MsixState {
+            table: Hex(self.table.to_vec()),
+            pending: self.pending.to_vec(),
+        }
+    }
+
+    /// Takes over a saved table, and Message Control as it is in configuration space.
+    pub(crate) fn restore(&mut self, state: &MsixState, control: u16) -> Result<(), StateError> {
+        ensure(
+            state.table.0.len() == self.table.len() && state.pending.len() == self.pending.len(),
+            "an MSI-X table with another number of vectors",
+        )?;
+        self.set_control(control);
+        self.table_write(0, &state.table.0);
+        if self.enabled {
+            for (n, (word, saved)) in self.pending.iter_mut().zip(&state.pending).enumerate() {
+                let vectors = usize::from(self.vectors).saturating_sub(n * 64);
+                let exist = u64::MAX
+                    .checked_shr(64 - vectors.min(64) as u32)
+                    .unwrap_or(0);
+                *word = saved & exist;
+            }
+        }
+        Ok(())
     }
 
     /// Reads the table.

@@ -3,6 +3,7 @@
 mod endpoint;
 mod rig;
 mod sharing;
+mod snapshot;
 mod topology;
 
 use std::sync::atomic::{AtomicBool, Ordering};

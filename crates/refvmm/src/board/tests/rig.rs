@@ -4,11 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use amdvi_irt::Delivery;
-use vm_memory::GuestMemoryMmap;
 
 use crate::board::{Board, Config, Injector};
 use crate::layout;
-use crate::ram::Ram;
+use crate::ram::{Memory, Ram};
 
 /// CPUs that remember what they were sent, and the routes that the EOIs take.
 #[derive(Default)]
@@ -39,7 +38,7 @@ impl Injector for Log {
 
 pub(super) struct Machine {
     pub(super) board: Board,
-    pub(super) memory: Arc<GuestMemoryMmap>,
+    pub(super) memory: Arc<Memory>,
     pub(super) log: Arc<Log>,
 }
 

@@ -5,7 +5,7 @@ use tempfile::NamedTempFile;
 use vm_memory::Bytes;
 
 use super::*;
-use crate::ram::RamWish;
+use crate::ram::{Memory, RamWish};
 
 /// A bzImage of one setup sector and this much kernel. Its fields are those of boot.rst.
 fn bzimage(kernel: &[u8]) -> Vec<u8> {
@@ -61,7 +61,7 @@ fn file(contents: &[u8]) -> NamedTempFile {
 
 struct Loaded {
     entry: Entry,
-    memory: GuestMemoryMmap,
+    memory: Memory,
 }
 
 fn boot(kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> Result<Loaded, LoadError> {

@@ -5,16 +5,19 @@ mod request;
 
 use std::fs::OpenOptions;
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use virtio_bindings::virtio_blk as bindings;
 
 use super::chain::Chain;
 use super::lane::{Handler, Lane};
-use super::{Identity, Model, QueueModel};
+use super::{Backend, Identity, Model, QueueModel};
+use crate::board::snapshot::{StateError, typed};
 use file::Contents;
 use request::{MAX_SEGMENTS, SECTOR};
 
@@ -65,6 +68,7 @@ pub enum DiskError {
 
 /// The opened disk, shared by its queues.
 pub(super) struct Disk {
+    path: PathBuf,
     contents: Contents,
     sectors: u64,
     readonly: bool,
@@ -105,6 +109,7 @@ impl Disk {
             *byte = value;
         }
         Ok(Self {
+            path: config.path.clone(),
             contents: Contents::new(file, direct),
             sectors,
             readonly: config.readonly,
@@ -159,6 +164,64 @@ impl Disk {
     }
 }
 
+/// The file of a disk, as a saved machine remembers it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FileState {
+    sectors: u64,
+    /// Seconds and nanoseconds of the last change; only files have it.
+    changed: Option<(i64, i64)>,
+}
+
+struct Contained(Arc<Disk>);
+
+impl Contained {
+    fn look(&self) -> io::Result<FileState> {
+        let metadata = self.0.contents.file.metadata()?;
+        let changed = metadata
+            .is_file()
+            .then(|| (metadata.mtime(), metadata.mtime_nsec()));
+        Ok(FileState {
+            sectors: self.0.sectors,
+            changed,
+        })
+    }
+}
+
+impl Backend for Contained {
+    fn save(&self) -> Result<Value, StateError> {
+        let disk = &self.0;
+        let path = disk.path.display();
+        let error = |error: io::Error| StateError(format!("--disk path={path}: {error}"));
+        if !disk.readonly {
+            disk.contents.file.sync_all().map_err(error)?;
+        }
+        Ok(serde_json::to_value(self.look().map_err(error)?)?)
+    }
+
+    fn check(&self, saved: &Value) -> Result<(), StateError> {
+        let saved: FileState = typed(saved)?;
+        let path = self.0.path.display();
+        let here = self
+            .look()
+            .map_err(|error| StateError(format!("--disk path={path}: {error}")))?;
+        if here.sectors != saved.sectors {
+            return Err(StateError(format!(
+                "--disk path={path}: it has {} sectors, that of the saved machine has {}; give the \
+                 same disk",
+                here.sectors, saved.sectors
+            )));
+        }
+        if here.changed != saved.changed {
+            return Err(StateError(format!(
+                "--disk path={path}: it was written to since the machine was saved, and the guest \
+                 would damage it further; give the disk as it was then (a copy with its time stamp, \
+                 `cp --preserve=timestamps`)"
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// One queue of the disk.
 struct Requests {
     disk: Arc<Disk>,
@@ -197,5 +260,6 @@ pub(super) fn model_of(disk: Disk, queues: u16) -> Model {
         features: disk.features(queues),
         registers: Box::new(disk.registers(queues)),
         queues: (0..queues).map(queue).collect(),
+        backend: Some(Box::new(Contained(Arc::clone(&disk)))),
     }
 }

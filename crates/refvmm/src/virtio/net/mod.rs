@@ -3,6 +3,7 @@
 mod peer;
 mod tap;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 
@@ -23,6 +24,9 @@ const HEADER: usize = 12;
 const NUM_BUFFERS: usize = 10;
 /// The longest frame: a jumbo frame of 64 KiB with its Ethernet header and a VLAN tag.
 const MAX_FRAME: usize = 65_536 + 18;
+
+/// The most frames that a saved machine brings: what the peer has at a time, and one more.
+const MOST_WAITING: usize = 513;
 
 /// A network card.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +60,11 @@ trait Receive: Send {
 
     /// Puts the next frame, if there is one, behind what `buffer` has.
     fn receive(&mut self, buffer: &mut Vec<u8>) -> bool;
+
+    /// Frames that have arrived and are nowhere but in this process.
+    fn held(&self) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
 }
 
 struct Transmitter {
@@ -89,6 +98,8 @@ struct Receiver {
     from: Box<dyn Receive>,
     /// A header and a frame, or nothing.
     buffer: Vec<u8>,
+    /// Frames that waited where the machine was saved.
+    waiting: VecDeque<Vec<u8>>,
 }
 
 impl Handler for Receiver {
@@ -98,6 +109,33 @@ impl Handler for Receiver {
 
     fn turn(&mut self, lane: &Lane) -> bool {
         lane.fill(self)
+    }
+
+    /// The frames that wait here and in the backend, each behind its length.
+    fn held(&self) -> Vec<u8> {
+        let here = self.buffer.get(HEADER..).map(<[u8]>::to_vec);
+        let here = here.into_iter().chain(self.waiting.iter().cloned());
+        let mut held = Vec::new();
+        for frame in here.chain(self.from.held()) {
+            // At most MAX_FRAME.
+            held.extend((frame.len() as u32).to_le_bytes());
+            held.extend(frame);
+        }
+        held
+    }
+
+    fn hold(&mut self, mut held: &[u8]) -> bool {
+        while let Some((len, rest)) = held.split_first_chunk() {
+            let len = u32::from_le_bytes(*len) as usize;
+            match rest.split_at_checked(len) {
+                Some((frame, rest)) if len <= MAX_FRAME && self.waiting.len() < MOST_WAITING => {
+                    self.waiting.push_back(frame.to_vec());
+                    held = rest;
+                }
+                _ => return false,
+            }
+        }
+        held.is_empty()
     }
 }
 
@@ -110,7 +148,9 @@ impl Source for Receiver {
             // be too short for it.
             self.buffer.resize(HEADER, 0);
             self.buffer[NUM_BUFFERS] = 1;
-            if !self.from.receive(&mut self.buffer) {
+            if let Some(frame) = self.waiting.pop_front() {
+                self.buffer.extend(frame);
+            } else if !self.from.receive(&mut self.buffer) {
                 self.buffer.clear();
             }
         }
@@ -157,11 +197,16 @@ pub(super) fn model(config: &NetConfig, device_id: DeviceId) -> io::Result<Model
         features: 1 << bindings::VIRTIO_NET_F_MAC | 1 << bindings::VIRTIO_NET_F_STATUS,
         registers: Box::new(registers),
         queues: vec![
-            queue(Box::new(Receiver { from, buffer })),
+            queue(Box::new(Receiver {
+                from,
+                buffer,
+                waiting: VecDeque::new(),
+            })),
             queue(Box::new(Transmitter {
                 to,
                 frame: Vec::new(),
             })),
         ],
+        backend: None,
     })
 }

@@ -259,6 +259,10 @@ impl Receive for Receiver {
             None => false,
         }
     }
+
+    fn held(&self) -> Vec<Vec<u8>> {
+        lock(&self.0.peer).wire.to_guest.iter().cloned().collect()
+    }
 }
 
 /// A new peer, and the cable to it.

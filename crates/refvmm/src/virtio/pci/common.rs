@@ -4,8 +4,11 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::super::interrupts::Interrupts;
 use super::super::{REQUIRED_FEATURES, feature};
+use crate::board::snapshot::{StateError, ensure};
 
 pub(super) const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
 pub(super) const FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
@@ -35,7 +38,7 @@ mod reg {
 }
 
 /// What the driver said about a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct QueueRegisters {
     /// The most entries; 0: there is no such queue.
     pub(crate) max_size: u16,
@@ -75,7 +78,7 @@ pub(super) enum Effect {
 }
 
 /// The registers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Common {
     offered: u64,
     device_feature_select: u32,
@@ -124,6 +127,33 @@ impl Common {
     /// The device is no longer live, and the driver sees so.
     pub(crate) fn clear_driver_ok(&mut self) {
         self.status &= !DRIVER_OK;
+    }
+
+    /// Takes over registers that a driver could have left so.
+    pub(crate) fn restore(&mut self, saved: &Self) -> Result<(), StateError> {
+        ensure(
+            saved.offered == self.offered,
+            "a device that offers other features",
+        )?;
+        let sizes = |common: &Self| -> Vec<u16> {
+            common.queues.iter().map(|queue| queue.max_size).collect()
+        };
+        ensure(sizes(saved) == sizes(self), "a device with other queues")?;
+        let possible = saved.queues.iter().all(|queue| {
+            queue.size <= queue.max_size && (queue.size.is_power_of_two() || queue.size == 0)
+        });
+        ensure(possible, "a queue of an impossible size")?;
+        let agreed = saved.status & FEATURES_OK == 0 || saved.features_are_acceptable();
+        ensure(agreed, "features that can't have been agreed on")?;
+        let live = saved.status & DRIVER_OK == 0 || saved.status & FEATURES_OK != 0;
+        ensure(live, "a live device without features")?;
+        self.clone_from(saved);
+        Ok(())
+    }
+
+    /// What the driver said of the device as a whole.
+    pub(crate) fn status(&self) -> u8 {
+        self.status
     }
 
     /// The features that both sides agreed on.

@@ -8,10 +8,14 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use super::interrupts::Interrupts;
-use super::lane::{BROKEN, Core, LIVE, Lane, MASTER};
-use super::{COMMON_FEATURES, Identity, Model, Registers, lock};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::interrupts::{Interrupts, InterruptsState};
+use super::lane::{BROKEN, Core, FROZEN, LIVE, Lane, LaneState, MASTER};
+use super::{Backend, COMMON_FEATURES, Identity, Model, Registers, lock};
 use crate::board::pci::{ConfigSpace, Function, Msix};
+use crate::board::snapshot::{Hex, Snapshot, StateError, ensure, typed};
 use crate::board::{Handle, Slot};
 use common::Effect;
 use layout::{
@@ -24,6 +28,7 @@ pub(super) use common::{Common, QueueRegisters};
 pub(crate) struct VirtioFunction {
     identity: Identity,
     registers: Box<dyn Registers>,
+    backend: Option<Box<dyn Backend>>,
     config: Mutex<(ConfigSpace, Offsets)>,
     core: Arc<Core>,
     lanes: Vec<Arc<Lane>>,
@@ -56,6 +61,7 @@ impl VirtioFunction {
         let mut function = Self {
             identity: model.identity,
             registers: model.registers,
+            backend: model.backend,
             config: Mutex::new(config),
             core,
             lanes: Vec::new(),
@@ -68,12 +74,12 @@ impl VirtioFunction {
         }
         for (n, queue) in model.queues.into_iter().enumerate() {
             let core = Arc::clone(&function.core);
-            let lane = Lane::new(n as u16, queue.max_size, core, slot.handle())?;
+            let lane = Lane::new(n as u16, queue.max_size, core, slot.handle(), queue.handler)?;
             let lane = Arc::new(lane);
             function.lanes.push(Arc::clone(&lane));
             // The names of Linux's threads have 15 bytes.
             let name = format!("{}-{n}", function.identity.name);
-            function.threads.push(lane.start(name, queue.handler)?);
+            function.threads.push(lane.start(name)?);
         }
         Ok(Arc::new(function))
     }
@@ -177,6 +183,74 @@ impl VirtioFunction {
     /// Where pci_cfg_data is.
     fn window_data(&self) -> u16 {
         lock(&self.config).1.window + 16
+    }
+}
+
+/// What is saved of a function. Which parts of the gate are open follows from the registers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct VirtioState {
+    config: Hex,
+    common: Common,
+    interrupts: InterruptsState,
+    queues: Vec<LaneState>,
+    backend: Option<Value>,
+}
+
+impl Snapshot for VirtioFunction {
+    fn freeze(&self) {
+        self.core.gate(FROZEN, true);
+        self.lanes.iter().for_each(|lane| lane.freeze());
+    }
+
+    fn thaw(&self) {
+        self.core.gate(FROZEN, false);
+        // What was notified meanwhile, or just before, found the gate closed.
+        self.kick_all();
+    }
+
+    fn save(&self) -> Result<Value, StateError> {
+        let backend = self.backend.as_ref().map(|backend| backend.save());
+        Ok(serde_json::to_value(VirtioState {
+            config: lock(&self.config).0.save(),
+            common: lock(&self.core.common).clone(),
+            interrupts: self.core.interrupts.save(),
+            queues: self.lanes.iter().map(|lane| lane.save()).collect(),
+            backend: backend.transpose()?,
+        })?)
+    }
+
+    fn restore(&self, state: &Value) -> Result<(), StateError> {
+        let state: VirtioState = typed(state)?;
+        ensure(
+            state.queues.len() == self.lanes.len(),
+            "a device with another number of queues",
+        )?;
+        match (&self.backend, &state.backend) {
+            (Some(backend), Some(saved)) => backend.check(saved)?,
+            (None, None) => {}
+            _ => return Err(StateError("another kind of device".into())),
+        }
+        let (bus_master, control) = {
+            let mut config = lock(&self.config);
+            let (space, offsets) = &mut *config;
+            space.restore(&state.config)?;
+            (space.bus_master(), space.word(offsets.msix_control))
+        };
+        let (features, status) = {
+            let mut common = lock(&self.core.common);
+            common.restore(&state.common)?;
+            (common.features(), common.status())
+        };
+        self.core.interrupts.restore(&state.interrupts, control)?;
+        for (lane, state) in self.lanes.iter().zip(&state.queues) {
+            lane.restore(state)?;
+        }
+        self.core.set_features(features);
+        self.core.gate(LIVE, status & common::DRIVER_OK != 0);
+        self.core.gate(BROKEN, status & common::NEEDS_RESET != 0);
+        self.core.gate(MASTER, bus_master);
+        self.core.interrupts.set_bus_master(bus_master);
+        Ok(())
     }
 }
 

@@ -5,4 +5,5 @@ mod chars;
 mod hostile;
 mod net;
 mod rig;
+mod snapshot;
 mod transport;

@@ -10,11 +10,11 @@ use amdvi_regs::command::{Command, CompletionWait, InvalidateIommuPages, Invalid
 use amdvi_regs::dte::{DteQ0, DteQ1, DteQ2};
 use amdvi_regs::irte::Irte32;
 use amdvi_regs::mmio::{Control, Status, offset};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::board::{Board, Config, EndpointConfig, FunctionBuilder, FunctionConfig, Injector};
 use crate::layout;
-use crate::ram::Ram;
+use crate::ram::{Memory, Ram};
 use crate::virtio::REQUIRED_FEATURES;
 
 const IOMMU: u64 = 0xfeb8_0000;
@@ -70,7 +70,7 @@ impl Cpus {
 /// The machine. Its functions are at 08.0, 09.0 and so on.
 pub(crate) struct Rig {
     pub(crate) board: Board,
-    pub(crate) memory: Arc<GuestMemoryMmap>,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) cpus: Arc<Cpus>,
     next_iova: Cell<u64>,
     next_page: Cell<u64>,
@@ -79,6 +79,14 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new(functions: impl IntoIterator<Item = FunctionBuilder>) -> Self {
+        let mut count = 0;
+        let rig = Self::bare(functions.into_iter().inspect(|_| count += 1));
+        rig.start_iommu(count);
+        rig
+    }
+
+    /// A machine whose IOMMU is off.
+    pub(crate) fn bare(functions: impl IntoIterator<Item = FunctionBuilder>) -> Self {
         let memory = Arc::new(Ram::default().map().unwrap());
         let cpus = Arc::new(Cpus::default());
         let options: amdvi_device::Options = "amd-iommu".parse().unwrap();
@@ -99,16 +107,14 @@ impl Rig {
             ..Config::default()
         };
         let board = Board::new(&config, &memory, &[0, 1], Arc::clone(&cpus) as _).unwrap();
-        let rig = Self {
+        Self {
             board,
             memory,
             cpus,
             next_iova: Cell::new(FIRST_IOVA),
             next_page: Cell::new(TOP),
             commands: Cell::new(0),
-        };
-        rig.start_iommu(count);
-        rig
+        }
     }
 
     fn start_iommu(&self, functions: u8) {

@@ -6,6 +6,7 @@ mod events;
 mod features;
 mod firmware;
 mod interrupts;
+mod travel;
 
 use super::Row;
 use super::case::Version::{self, Built, V6_12, V7};
@@ -25,6 +26,7 @@ pub(super) fn rows() -> impl Iterator<Item = &'static Row> {
         firmware::ROWS,
         events::ROWS,
         features::ROWS,
+        travel::ROWS,
     ]
     .into_iter()
     .flatten()
