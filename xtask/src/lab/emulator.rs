@@ -16,11 +16,9 @@ const POWER_OFF: Duration = Duration::from_secs(10);
 /// XSAVE, which nested guests do not get right under emulation.
 const CPU: &str = "qemu64,+svm,+npt,+x2apic,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+rdrand";
 
-/// What is said of a processor that does not go on. An emulated AMD machine loses an interrupt of a
-/// nested guest now and then; a processor that waits for it waits for ever. With many more
-/// processors than the emulated machine has, one dies of a triple fault now and then, at any place of
-/// the boot; nobody has found out yet whose fault that is, so it counts only where a second boot
-/// passes, and every one is reported.
+/// What is said of a processor that does not go on. On an emulated AMD machine with two processors a
+/// nested guest's died of a triple fault now and then, or waited for ever; with one that has not been
+/// seen. A boot that ends so counts only where a second one passes, and every one is reported.
 pub(super) const STALLS: [&str; 6] = [
     " had a triple fault at RIP ",
     "rcu: INFO: rcu_preempt detected stalls",

@@ -96,9 +96,8 @@ fn short(detail: &str, passed: bool) -> String {
     detail.chars().take(MOST).chain(['…']).collect()
 }
 
-/// A case whose processors hang or die under emulation is booted so often at most. With 12
-/// processors nearly every other boot dies, mostly within ten seconds.
-const MOST_BOOTS: usize = 5;
+/// A case whose processors hang or die under emulation is booted so often at most.
+const MOST_BOOTS: usize = 3;
 
 /// Runs a case; all that is kept of it goes into `folder`.
 pub(in crate::lab) fn run(
