@@ -1,6 +1,6 @@
 //! Saving a whole machine and restoring it, to and from a file or another process.
 //!
-//! - [`format`] is the stream, [`file`] puts one into a file that is whole or not there;
+//! - [`mod@format`] is the stream, [`mod@file`] puts one into a file that is whole or not there;
 //! - [`configuration`] says whether a saved machine fits this one;
 //! - `vcpu`, `ram` and `machine` take a machine's state out and put it in;
 //! - `store` saves to a file and restores from it, `migrate` moves a machine that runs;

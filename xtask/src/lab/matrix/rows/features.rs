@@ -21,7 +21,7 @@ const SHARING: &str = "pasid=on,ats=on,pri=on";
 const GT_EN: u64 = 1 << 16;
 const PPR_EN: u64 = 1 << 15;
 const CONTROL: &str = "/iommus/0/control";
-/// What the IOMMU was seen to be told of the first endpoint: DTE[63:0].
+/// What the IOMMU was seen to be told of the first endpoint: DTE\[63:0\].
 const DTES: &str = "/endpoints/0/dtes";
 /// V, TV, Mode, HAD, GIoV, GV.
 const VALID: u64 = 3;
