@@ -218,8 +218,7 @@ the guest does not switch on: it always has one.
 - *network*: each CPU has 16 datagrams on their way to a socket outside of the guest that sends them back.
 - *interrupts*: those of the disk's queues, while each CPU reads one sector after the other.
 - *MSIs*: a register of the test endpoint or of QEMU's edu is written, and the next time when the interrupt
-  has come. edu sends the MSI in the CPU's thread, the endpoint hands it to a thread of its own first; both
-  are to be had with VFIO only.
+  has come. Both send the MSI in the thread of the CPU that wrote, and are to be had with VFIO only.
 - *moving an interrupt*: the affinity of the network card's interrupt is written, then datagrams are
   exchanged until one has come to the other CPU. Without interrupt remapping the write itself does nothing:
   Linux moves the interrupt when the next one comes.

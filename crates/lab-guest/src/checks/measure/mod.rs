@@ -54,8 +54,9 @@ fn rates<W: FnMut() -> Result<u64>>(
     Ok(rates)
 }
 
-/// How much work is done per second by this thread alone.
+/// How much work is done per second by this thread alone, bound to the first processor.
 fn alone(repeats: Repeats, mut work: impl FnMut() -> Result<u64>) -> Result<Vec<f64>> {
+    pin(0)?;
     let window = Duration::from_millis(repeats.millis);
     // The first time is left out, as with several threads.
     let all: Result<Vec<_>> = (0..=repeats.count)

@@ -9,7 +9,7 @@ use amdvi_lab_init::{PciId, pci};
 use anyhow::{Context as _, Result, ensure};
 
 use super::{alone, note};
-use crate::context::Context;
+use crate::context::{Context, interrupts, online_cpus, put};
 use crate::vfio::{Device, Irq, Received};
 
 /// How long an interrupt may take.
@@ -49,6 +49,15 @@ pub(in crate::checks) fn check(repeats: Repeats, context: &Arc<Context>) -> Resu
     pci::bind(&function, pci::VFIO).context("bind to vfio-pci")?;
     let device = Device::open(&function, None)?.share();
     let mut received = Received::enable(Arc::clone(&device), Irq::Msi, 1)?;
+    // To the processor of the thread that waits: it is not to be measured how another one wakes it.
+    let name = format!("vfio-msi[0]({function})");
+    let rows = interrupts()?;
+    let row = rows.iter().find(|row| row.actions() == name);
+    let irq = row
+        .with_context(|| format!("no interrupt is called {name}"))?
+        .irq;
+    let first = online_cpus()?[0].to_string();
+    put(format!("/proc/irq/{irq}/smp_affinity_list"), &first)?;
     let mut sent = 0;
     let rates = alone(repeats, || {
         device.write(BAR0, sender.register, &1u32.to_le_bytes())?;
