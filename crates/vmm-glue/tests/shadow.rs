@@ -173,10 +173,17 @@ impl Machine {
         self.memory.write(table + (page & 0x1ff) * 8, entry);
     }
 
-    /// What the tables say of each page, one translation at a time, by a handle that has cached
-    /// nothing.
+    /// What the tables say of each page, one translation at a time, by another IOMMU that has cached
+    /// nothing: this one's IOTLB may still have what the guest changed and did not tell of.
     fn literal(&self) -> Vec<Option<(u64, Permissions)>> {
-        let mut endpoint = self.iommu.endpoint(NIC);
+        let iommu = new_iommu("amd-iommu,iotlb-entries=64", &self.memory);
+        for (at, value) in [
+            (offset::DEVICE_TABLE_BASE, DEVICE_TABLE),
+            (offset::CONTROL, self.iommu.control().into_bits()),
+        ] {
+            iommu.mmio_write(at, &value.to_le_bytes());
+        }
+        let mut endpoint = iommu.endpoint(NIC);
         let mut one = |iova, access| endpoint.translate(iova, 1, access).ok().map(|m| m.gpa);
         (0..*WINDOW.end() / PAGE + 1)
             .map(|page| {
