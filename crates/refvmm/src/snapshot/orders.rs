@@ -248,8 +248,16 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
         }
         fs::remove_file(path)?;
     }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    // Under another name at first: who sees the socket can connect, and only this user can.
+    let new = path.with_added_extension(format!("{}.new", std::process::id()));
+    let listener = UnixListener::bind(&new)?;
+    let named = fs::set_permissions(&new, Permissions::from_mode(0o600))
+        .and_then(|()| fs::rename(&new, path));
+    if let Err(error) = named {
+        // It is nobody's.
+        let _ = fs::remove_file(&new);
+        return Err(error);
+    }
     Ok(listener)
 }
 
