@@ -22,13 +22,14 @@ use crate::wait;
 /// Vectors that fire one at a time; those behind them are the stream's.
 const EXACT: u16 = VECTORS - STREAM;
 const STREAM: u16 = 8;
+/// Vectors that the stream is sent to: of lower priority than the others, or a stream that is faster than
+/// its handlers would let none of those be handled.
+const STREAM_VECTOR: u8 = 0x30;
 /// The first vector that exact ones are sent to, and how many there are.
-const FIRST_VECTOR: u8 = 0x30;
-const TARGETS: usize = 176;
-/// Vectors that the stream is sent to.
-const STREAM_VECTOR: u8 = FIRST_VECTOR + TARGETS as u8;
+const FIRST_VECTOR: u8 = 0x40;
+const TARGETS: usize = 160;
 /// Messages of the range that fire at once.
-const BATCH: u16 = 512;
+const BATCH: u16 = 480;
 /// Entries that are rewritten and fired one by one before their handlers are awaited.
 const GROUP: u16 = 120;
 /// More messages than a VMM sends by itself before it takes a route.
@@ -188,7 +189,7 @@ fn routes<P: Platform + ?Sized>(m: &mut Machine<'_, P>) -> Routes {
 
 /// How often the handlers of exact vectors have run.
 fn handled<P: Platform + ?Sized>(m: &Machine<'_, P>) -> u64 {
-    let vectors = FIRST_VECTOR..STREAM_VECTOR;
+    let vectors = FIRST_VECTOR..FIRST_VECTOR + TARGETS as u8;
     (0..m.cpus())
         .flat_map(|cpu| vectors.clone().map(move |vector| (cpu, vector)))
         .map(|(cpu, vector)| m.p.interrupts(cpu, vector))
@@ -332,17 +333,21 @@ fn together<P: Platform + ?Sized>(m: &mut Machine<'_, P>, rig: &mut Rig) -> Resu
     rig.fire_all(m).during("one COMPLETION_WAIT for all")
 }
 
-/// The stream's messages reach their new target.
+/// The stream's messages reach their new target: some of them, since a local APIC delivers the highest
+/// vector that is pending and a fast stream leaves the lowest ones pending for ever.
 fn follows<P: Platform + ?Sized>(m: &mut Machine<'_, P>, rig: &Rig) -> Result<()> {
     let cpu = 1 + usize::from(rig.stream_on_second);
-    for vector in STREAM_VECTOR..STREAM_VECTOR + STREAM as u8 {
-        let before = m.p.interrupts(cpu, vector);
-        let reached = wait::until(m.p, |p| p.interrupts(cpu, vector) > before);
-        ensure!(
-            reached,
-            "nothing is handled at the stream's new target, CPU {cpu} vector {vector:#x}"
-        );
-    }
+    let handled = |p: &P| -> u64 {
+        (STREAM_VECTOR..STREAM_VECTOR + STREAM as u8)
+            .map(|vector| p.interrupts(cpu, vector))
+            .sum()
+    };
+    let before = handled(m.p);
+    let reached = wait::until(m.p, |p| handled(p) > before);
+    ensure!(
+        reached,
+        "nothing is handled at the stream's new target, CPU {cpu}"
+    );
     Ok(())
 }
 
