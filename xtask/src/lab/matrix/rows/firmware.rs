@@ -182,6 +182,7 @@ pub(super) const ROWS: &[Row] = &[
                 .log(&["hpet: 3 channels of <n> reserved for per-cpu timers"])
                 .log_allow(&[
                     "clearcpuid: force-disabling CPU feature flag: arat",
+                    "Clearing CPUID bits: arat",
                     "!!! setcpuid=/clearcpuid= in use, this is for TESTING ONLY*",
                     "ACPI: FACS <x> <x>",
                     "ACPI: HPET id: <x> base: 0xfed00000",
