@@ -26,12 +26,14 @@ struct Record {
     instructions_per_hit: BTreeMap<String, f64>,
 }
 
-const PATHS: [&str; 5] = [
+const PATHS: [&str; 7] = [
     "remap/hit/irte32",
     "remap/hit/irte128",
     "translate/hit/4k",
     "translate/hit/2m",
+    "translate/miss/4k",
     "translate/hit/pasid",
+    "commands/unmap",
 ];
 /// More than this above the recorded number fails. Two instructions are what the layout of a loop
 /// may cost; a branch or a load more shows.

@@ -10,10 +10,14 @@ use std::sync::Arc;
 use amdvi_benches::{Format, Rig};
 use amdvi_core::test_utils::TestMemory;
 use amdvi_core::{Barrier, Fabric, View};
+use amdvi_device::{Host, Iommu, Options};
 use amdvi_dma::{Access, Iotlb, Mapper, Pasid};
-use amdvi_irt::Outcome;
+use amdvi_irt::{Delivery, Outcome};
+use amdvi_regs::command::{Command, CompletionWait, InvalidateIommuPages};
 use amdvi_regs::dte::{Dte, DteQ0, DteQ1};
-use amdvi_regs::mmio::{Control, DeviceTableBase, ExtendedFeature, ExtendedFeature2};
+use amdvi_regs::mmio::{
+    Control, DeviceTableBase, ExtendedFeature, ExtendedFeature2, RingBase, offset,
+};
 use amdvi_regs::{DeviceId, PhysMemory};
 
 fn main() -> ExitCode {
@@ -26,13 +30,16 @@ fn main() -> ExitCode {
     match path.as_str() {
         "remap/hit/irte32" => interrupts(Format::Irte32, times),
         "remap/hit/irte128" => interrupts(Format::Irte128, times),
-        "translate/hit/4k" => dma(12, times),
-        "translate/hit/2m" => dma(21, times),
+        "translate/hit/4k" => dma(12, Mapper::DEFAULT_ENTRIES, times),
+        "translate/hit/2m" => dma(21, Mapper::DEFAULT_ENTRIES, times),
+        // No two pages in a row have the same place in the smallest cache, and each is thrown out.
+        "translate/miss/4k" => dma(12, 16, times),
         "translate/hit/pasid" => process(times),
+        "commands/unmap" => unmap(times),
         _ => {
             eprintln!(
-                "PATH is remap/hit/irte32, remap/hit/irte128, translate/hit/4k, translate/hit/2m or \
-                 translate/hit/pasid"
+                "PATH is remap/hit/irte32, remap/hit/irte128, translate/hit/4k, translate/hit/2m, \
+                 translate/miss/4k, translate/hit/pasid or commands/unmap"
             );
             return ExitCode::from(2);
         }
@@ -63,8 +70,8 @@ const PAGES: u64 = 64;
 /// PR, IR and IW.
 const PRESENT: u64 = 1 | 3 << 61;
 
-/// 64 pages of 2^`shift` bytes in random order, over and over.
-fn dma(shift: u32, times: usize) {
+/// 64 pages of 2^`shift` bytes in random order, over and over, with a cache of this many entries.
+fn dma(shift: u32, entries: usize, times: usize) {
     let view = View::new(ExtendedFeature::new(), ExtendedFeature2::new());
     let fabric = Arc::new(Fabric::new(view, Barrier::best()));
     fabric.view.set_control(Control::RESET.with_iommu_en(true));
@@ -92,7 +99,7 @@ fn dma(shift: u32, times: usize) {
         set(entry, PRESENT | (page ^ 1) << shift);
     }
     let iotlb = Arc::new(Iotlb::new(1024));
-    let mut mapper = Mapper::new(fabric, iotlb, device, Mapper::DEFAULT_ENTRIES, 64);
+    let mut mapper = Mapper::new(fabric, iotlb, device, entries, 64);
     let mut iova = 0u64;
     let mut hit = |mapper: &mut Mapper| {
         iova = (iova + (37 << shift)) & ((PAGES << shift) - 1);
@@ -165,4 +172,57 @@ fn process(times: usize) {
     for _ in 0..times {
         hit(&mut mapper);
     }
+}
+
+const RING: u64 = 0x1_0000;
+const RING_LENGTH: u8 = 8;
+const STORE: u64 = 0x8000;
+
+struct Nobody;
+
+impl Host for Nobody {
+    fn deliver(&self, _: &Delivery) {}
+    fn doorbell(&self, _: u32) {}
+    fn commands_pending(&self) {}
+}
+
+/// What Linux's driver does to take a mapping away: an INVALIDATE_IOMMU_PAGES and a COMPLETION_WAIT, and
+/// the tail is written after each.
+fn unmap(times: usize) {
+    let memory = Arc::new(TestMemory::new(0x4_0000));
+    let invalidate = InvalidateIommuPages::new()
+        .with_domain_id(7)
+        .with_pde(true)
+        .with_address_page(0x1234);
+    let wait = CompletionWait::new()
+        .with_s(true)
+        .with_store_address_8(STORE >> 3);
+    let pair: [Command; 2] = [invalidate.into(), wait.into()];
+    for (slot, command) in (0..1 << RING_LENGTH).zip(pair.iter().cycle()) {
+        for (word, value) in (0..).zip(command.words()) {
+            memory
+                .store_u64(RING + slot * 16 + word * 8, value)
+                .expect("the ring is backed");
+        }
+    }
+    let options: Options = "amd-iommu".parse().expect("the plainest options");
+    let iommu = Iommu::new(&options, memory, Arc::new(Nobody));
+    let _functions: Vec<_> = (0..8)
+        .map(|n| iommu.endpoint(DeviceId::new(0, n, 0)))
+        .collect();
+    let write = |at, value: u64| iommu.mmio_write(at, &value.to_le_bytes());
+    let ring = RingBase::new()
+        .with_base_page(RING >> 12)
+        .with_length(RING_LENGTH);
+    write(offset::COMMAND_BUFFER_BASE, ring.into_bits());
+    let control = Control::RESET.with_iommu_en(true).with_cmd_buf_en(true);
+    write(offset::CONTROL, control.into_bits());
+    let mut tail = 0;
+    for _ in 0..2 * times {
+        tail = (tail + 16) & ((16 << RING_LENGTH) - 1);
+        write(offset::COMMAND_TAIL, tail);
+    }
+    let mut head = [0; 8];
+    iommu.mmio_read(offset::COMMAND_HEAD, &mut head);
+    assert_eq!(u64::from_le_bytes(head), tail, "all commands were run");
 }

@@ -75,6 +75,7 @@ mod guest;
 mod iotlb;
 mod mapper;
 mod outcome;
+mod plain;
 mod ranges;
 mod request;
 mod state;

@@ -17,6 +17,7 @@ use crate::dte::{DmaEntry, read_entry};
 use crate::fault::MASTER_ABORT;
 use crate::iotlb::Iotlb;
 use crate::outcome::{Answer, Cause, Failure, Piece};
+use crate::plain::{Plain, Tables};
 use crate::ranges::{AddressClass, classify, classify_untranslated};
 use crate::request::{Access, Bypass, Pasid, Permissions, Request, RequestKind, Span, Target};
 use crate::translate::{fault, last_address, translate_by};
@@ -32,6 +33,10 @@ pub(crate) struct State {
     head: u64,
     /// What the registers and the Device Table Entry say; everything in `cache` follows from it.
     dte: Option<Dte>,
+    /// The same of requests that go the short way.
+    plain: Plain,
+    /// Parts of the walks of such requests.
+    tables: Tables,
     /// Somebody counts what happens here.
     counting: bool,
     iotlb: Arc<Iotlb>,
@@ -64,6 +69,8 @@ impl State {
             generation: 0,
             head: 0,
             dte: None,
+            plain: Plain::NOTHING,
+            tables: Tables::new(),
             counting: false,
             iotlb,
             va_bits,
@@ -147,6 +154,20 @@ impl State {
                 permissions: hit.permissions(),
             });
         }
+        // Who counts wants every look-up of the long way counted.
+        if fits
+            && pasid.is_none()
+            && !self.counting
+            && let Some(page) = self.plain.walk(&mut self.tables, memory, iova, needed)
+        {
+            self.cache
+                .put(kind, iova, page.shift, page.gpa, page.permissions);
+            return Ok(Piece {
+                gpa: page.gpa(iova),
+                len: len.min(page.reach(iova)),
+                permissions: page.permissions,
+            });
+        }
         let (dte, span) = self.ask(fabric, memory, &request, fits)?;
         keep(&mut self.cache, &dte, pasid, kind, &span);
         Ok(Piece {
@@ -170,7 +191,10 @@ impl State {
         let dte = match self.dte {
             Some(dte) => dte,
             None => match read_dte(&fabric.view, memory, request, self.va_bits) {
-                Ok(dte) => *self.dte.insert(dte),
+                Ok(dte) => {
+                    self.plain = Plain::new(&dte.context, &dte.entry);
+                    *self.dte.insert(dte)
+                }
                 Err(failure) => {
                     if self.counting {
                         count::without_dte(fabric, request);
@@ -315,6 +339,8 @@ impl State {
         let head = journal.head();
         if generation != self.generation {
             self.dte = None;
+            self.plain = Plain::NOTHING;
+            self.tables.clear();
             self.cache.clear();
         } else if head != self.head
             && let Some(dte) = self.dte
@@ -322,13 +348,14 @@ impl State {
             let domain = dte.entry.q1.domain_id();
             // GIoV makes a request without a PASID one of PASID 0.
             let giov = dte.context.uses_guest_tables(dte.entry.q0) && dte.entry.q0.giov();
-            let cache = &mut self.cache;
+            let (cache, tables) = (&mut self.cache, &mut self.tables);
             // Dropping too much is never wrong, and bounds what one operation does here.
             let mut budget = 2 * cache.len();
             let lost = journal.any_since(self.head, head, |invalidation| {
                 if invalidation.domain.is_some_and(|its| its != domain) {
                     return false;
                 }
+                tables.clear();
                 let steps = match invalidation.pasid {
                     None if giov => {
                         cache.clear();
@@ -353,6 +380,7 @@ impl State {
                 budget == 0
             });
             if lost {
+                tables.clear();
                 cache.clear();
             }
         }

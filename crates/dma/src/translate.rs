@@ -284,7 +284,7 @@ fn special(context: &WalkContext, q1: DteQ1, request: &Request) -> Result<Specia
 
 /// An address must fit the table's levels and the width that the IOMMU states. Returns the last
 /// address that does: a page can reach beyond a stated width.
-fn check_width(context: &WalkContext, mode: u8, iova: u64) -> Result<u64, Reason> {
+pub(crate) fn check_width(context: &WalkContext, mode: u8, iova: u64) -> Result<u64, Reason> {
     let stated = match context.va_bits {
         0 | 64.. => 64,
         bits => u32::from(bits),

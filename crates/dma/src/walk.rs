@@ -251,7 +251,7 @@ impl<'a, M: PhysMemory + ?Sized> Walker<'a, M> {
 
 /// What a well-formed entry leads to.
 #[derive(Clone, Copy)]
-enum Next {
+pub(crate) enum Next {
     /// The table of a lower level, and that level's shift.
     Table(u8, u32),
     /// A page, and log2 of its size.
@@ -260,7 +260,7 @@ enum Next {
 
 /// Checks one entry for `iova`, but for its permissions.
 #[inline(always)]
-fn examine(entry: HostPte, level: u8, shift: u32, iova: u64) -> Result<Next, Reason> {
+pub(crate) fn examine(entry: HostPte, level: u8, shift: u32, iova: u64) -> Result<Next, Reason> {
     if !entry.pr() {
         return Err(Reason::NotPresent { level });
     }

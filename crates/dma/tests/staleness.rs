@@ -8,9 +8,10 @@ use amdvi_dma::{Access, Mapper};
 use amdvi_regs::DeviceId;
 use amdvi_regs::command::InvalidationRange;
 use amdvi_regs::event::Event;
-use amdvi_regs::mmio::Control;
+use amdvi_regs::mmio::{Control, ExtendedFeature};
+use amdvi_regs::pte::HostPte;
 use common::model::Output;
-use common::rig::{Oracle, Rig};
+use common::rig::{Oracle, Rig, fabric_of};
 use common::*;
 use proptest::prelude::*;
 
@@ -393,13 +394,18 @@ proptest! {
     #[test]
     fn an_invalidation_drops_what_overlaps_its_range_and_nothing_else(
         pages in pages(),
-        shared in any::<bool>(),
+        (shared, plain) in prop_oneof![Just((true, false)), Just((false, false)), Just((false, true))],
         ranges in proptest::collection::vec((0u64..256, 12u32..34, any::<bool>()), 1..6),
         pick in any::<prop::sample::Index>(),
         domain in prop_oneof![9 => Just(DOMAIN), 1 => Just(DOMAIN + 1)],
     ) {
         let mut rig = Rig::new(1 << 16);
-        rig.set_dte(DeviceId(8), q0(3).into_bits(), q1().into_bits());
+        // Of host tables alone, it is those with accessed bits that the shared IOTLB is for: these are set.
+        let accessed = if plain { 0 } else { HostPte::new().with_a(true).into_bits() };
+        let had = u8::from(!plain);
+        let features = ExtendedFeature::new().with_hats(2).with_ha_sup(!plain);
+        rig.fabric = fabric_of(features);
+        rig.set_dte(DeviceId(8), q0(3).with_had(had).into_bits(), q1().into_bits());
         let mut next = ROOT + 0x1000;
         for &(iova, size) in &pages {
             let level = if size >= 21 { 2 } else { 1 };
@@ -407,7 +413,7 @@ proptest! {
             for above in (level + 1..=3).rev() {
                 let place = slot(at, above, iova);
                 if rig.memory.peek(place) == Some(0) {
-                    rig.memory.set(place, pde(above - 1, next));
+                    rig.memory.set(place, pde(above - 1, next) | accessed);
                     next += 0x1000;
                 }
                 at = rig.memory.peek(place).unwrap() & 0x000f_ffff_ffff_f000;
@@ -416,7 +422,7 @@ proptest! {
             let entry = 0x40_0000_0000 | iova | if size == shift(level) { 0 } else { 7 << 9 | ones };
             // A page that is larger than its level's default repeats its entry.
             for n in 0..1 << (size - shift(level)) {
-                rig.memory.set(slot(at, level, iova | n << shift(level)), PRESENT_RW | entry);
+                rig.memory.set(slot(at, level, iova | n << shift(level)), PRESENT_RW | accessed | entry);
             }
         }
         let mut mapper = rig.mapper(DeviceId(8), 1 << 16);
@@ -444,7 +450,8 @@ proptest! {
                 prop_assert!(rig.one(&mut mapper, Access::Read, address).is_ok());
             }
             let walked = !rig.memory.take_loads().is_empty();
-            prop_assert_eq!(walked, overlaps, "{:#x}+2^{} after {:?}", iova, size, ranges);
+            // Two pages may want one place of the handle's cache, and here it is the only one.
+            prop_assert!(walked == overlaps || plain && walked, "{:#x}+2^{} after {:?}", iova, size, ranges);
         }
     }
 }

@@ -14,12 +14,13 @@ use super::{TestMemory, UNBACKED};
 /// GPA of the device table.
 pub const DEVICE_TABLE: u64 = 0x1_0000;
 
+/// HATS 2: six levels.
 pub fn fabric() -> Arc<Fabric> {
-    // HATS 2: six levels.
-    let view = View::new(
-        ExtendedFeature::new().with_hats(2).with_ia_sup(true),
-        ExtendedFeature2::new(),
-    );
+    fabric_of(ExtendedFeature::new().with_hats(2).with_ia_sup(true))
+}
+
+pub fn fabric_of(features: ExtendedFeature) -> Arc<Fabric> {
+    let view = View::new(features, ExtendedFeature2::new());
     view.set_control(Control::RESET.with_iommu_en(true));
     view.set_device_table(
         0,
