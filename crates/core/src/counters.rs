@@ -130,6 +130,12 @@ impl Counters {
         }
     }
 
+    /// Whether anything is counted.
+    #[inline]
+    pub fn any(&self) -> bool {
+        self.sources.load(Ordering::Relaxed) != 0
+    }
+
     /// Whether an event of DMA requests is counted.
     #[inline]
     pub fn memory(&self) -> bool {

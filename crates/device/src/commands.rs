@@ -66,21 +66,26 @@ impl Iommu {
 
     /// Runs commands up to the budget; whether more remain.
     pub(crate) fn process(&self) -> bool {
-        let taken = self.update(|inner| {
-            let unsent = inner.has_unsent() && inner.registers.status().cmd_buf_run();
-            let work = (inner.has_commands() || unsent) && !inner.stalled;
-            work && !std::mem::replace(&mut inner.processing, true)
-        });
-        if !taken {
-            return false;
-        }
         let mut token = Token {
             iommu: self,
-            held: true,
+            held: false,
         };
         let mut budget = Self::COMMANDS_PER_CALL;
+        let mut waited = None;
         loop {
+            // As much as possible each time the lock is taken.
             let step = self.update(|inner| {
+                if !token.held {
+                    let unsent = inner.has_unsent() && inner.registers.commands_run();
+                    let work = (inner.has_commands() || unsent) && !inner.stalled;
+                    if !work || std::mem::replace(&mut inner.processing, true) {
+                        return Step::Idle;
+                    }
+                    token.held = true;
+                }
+                if let Some(waiting) = waited.take() {
+                    self.complete(inner, &waiting);
+                }
                 let step = self.step(inner, &mut budget);
                 if matches!(step, Step::Idle | Step::Spent) {
                     inner.processing = false;
@@ -115,7 +120,7 @@ impl Iommu {
                             observer.invalidated(&waiting.invalidated);
                         }
                     }
-                    self.update(|inner| self.complete(inner, &waiting));
+                    waited = Some(waiting);
                 }
             }
         }
@@ -145,7 +150,7 @@ impl Iommu {
         loop {
             // Invalidations that stand behind each other go to the devices together.
             let last = !inner.has_commands() || *budget == 0;
-            if last && inner.has_unsent() && inner.registers.status().cmd_buf_run() {
+            if last && inner.has_unsent() && inner.registers.commands_run() {
                 return Step::Tell(inner.send_invalidations(), inner.slots.clone());
             }
             if !inner.has_commands() {
@@ -226,7 +231,7 @@ impl Iommu {
                 inner.changes = Changes::All;
                 inner.invalidated = Invalidated::All;
             }
-            // PDE asks for cached upper levels too: only leaves are cached.
+            // PDE asks for cached upper levels, too: those go with any invalidation of the domain.
             Command::InvalidateIommuPages(c) => {
                 let (domain, range) = (c.domain_id(), c.range());
                 self.fabric.journal.append(Invalidation {
@@ -244,7 +249,12 @@ impl Iommu {
                 } else {
                     range
                 };
-                inner.invalidated.add(domain, seen);
+                if inner.observers.is_empty() {
+                    // Nobody asks what exactly.
+                    inner.invalidated = Invalidated::All;
+                } else {
+                    inner.invalidated.add(domain, seen);
+                }
             }
             // What is fetched when it is needed is there in time: the hint is taken, and nothing read,
             // so that a guest can't have the IOMMU do work for it. Inval asks for more than a hint.
@@ -290,6 +300,9 @@ impl Iommu {
     /// The head goes past a command that is carried out, and counters count it.
     fn retire(&self, inner: &mut Inner, command: &Command) {
         inner.advance();
+        if !self.fabric.view.counters.any() {
+            return;
+        }
         let device = |id: u16| Subject {
             device_id: Some(DeviceId(id)),
             ..Subject::default()
@@ -382,7 +395,7 @@ impl Inner {
     /// Whether the command processor runs and finds something.
     fn has_commands(&self) -> bool {
         let ring = self.registers.command;
-        self.registers.status().cmd_buf_run() && ring.head != ring.tail
+        self.registers.commands_run() && ring.head != ring.tail
     }
 
     /// Whether `command`, at the head, has to wait for answers of devices.

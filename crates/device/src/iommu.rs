@@ -267,7 +267,7 @@ impl Iommu {
     pub fn restore(&self, state: &SavedState) -> Result<(), RestoreError> {
         let (registers, counters) = state.check(&self.offer, &self.fabric.view.counters)?;
         let registers = registers.clone();
-        let pending = registers.status().cmd_buf_run()
+        let pending = registers.commands_run()
             && (registers.command.head != registers.command.tail
                 || !registers.invalidations.is_empty());
         self.replace(registers, counters);
@@ -357,6 +357,9 @@ impl Iommu {
 
     /// Sends what a change of state makes necessary, with no lock held.
     pub(crate) fn emit(&self, emission: Emission) {
+        if emission.is_empty() {
+            return;
+        }
         for observer in emission
             .announce
             .iter()

@@ -104,6 +104,17 @@ pub(crate) fn write(
     at: u64,
     data: &[u8],
 ) -> Effects {
+    // As nearly all drivers write.
+    if let Ok(quad) = data.try_into().map(u64::from_le_bytes)
+        && at & 7 == 0
+        && at < offer.mmio_size
+    {
+        let write = Write {
+            value: quad,
+            mask: !0,
+        };
+        return write_at(registers, offer, counters, at, write);
+    }
     let mut effects = Effects::default();
     let mut i = 0;
     while i < data.len() {
@@ -122,15 +133,26 @@ pub(crate) fn write(
             write.mask |= 0xff << shift;
             i += 1;
         }
-        effects.merge(match outside(counters, base) {
-            Some(counters) => Effects {
-                counting: counters.write(base, write.value, write.mask),
-                ..Effects::default()
-            },
-            None => write_quad(registers, offer, base, write),
-        });
+        effects.merge(write_at(registers, offer, counters, base, write));
     }
     effects
+}
+
+/// Writes to one quadword.
+fn write_at(
+    registers: &mut Registers,
+    offer: &Offer,
+    counters: &Counters,
+    base: u64,
+    write: Write,
+) -> Effects {
+    match outside(counters, base) {
+        Some(counters) => Effects {
+            counting: counters.write(base, write.value, write.mask),
+            ..Effects::default()
+        },
+        None => write_quad(registers, offer, base, write),
+    }
 }
 
 /// The registers of counters are theirs. Accesses to 1FF8h, where there is nothing, are counted.
@@ -235,6 +257,12 @@ fn read_quad(r: &Registers, offer: &Offer, base: u64) -> u64 {
 
 fn write_quad(r: &mut Registers, offer: &Offer, base: u64, w: Write) -> Effects {
     let mut effects = Effects::default();
+    // First, because a guest writes nothing else as often.
+    if base == offset::COMMAND_TAIL {
+        r.command.tail = pointer(w, r.command.tail, POINTER_MASK_16, r.command.bytes());
+        effects.commands = true;
+        return effects;
+    }
     if let Some(segment) = segment_at(offer, base) {
         return write_device_table(r, segment, w);
     }
@@ -288,10 +316,6 @@ fn write_quad(r: &mut Registers, offer: &Offer, base: u64, w: Write) -> Effects 
         offset::COMMAND_HEAD if !status.cmd_buf_run() => {
             r.command.head = pointer(w, r.command.head, POINTER_MASK_16, r.command.bytes());
             effects.commands_moved = true;
-        }
-        offset::COMMAND_TAIL => {
-            r.command.tail = pointer(w, r.command.tail, POINTER_MASK_16, r.command.bytes());
-            effects.commands = true;
         }
         offset::EVENT_HEAD => {
             r.event.head = pointer(w, r.event.head, POINTER_MASK_16, r.event.bytes());

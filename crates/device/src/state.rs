@@ -244,11 +244,17 @@ impl Registers {
         let sticky = Status::from_bits(self.status & Status::RW1C);
         let on = control.iommu_en();
         sticky
-            .with_cmd_buf_run(on && control.cmd_buf_en() && !self.command_halted)
+            .with_cmd_buf_run(self.commands_run())
             .with_event_log_run(on && control.event_log_en() && !self.event_stopped)
             .with_ga_log_run(on && control.ga_log_en() && !self.ga_stopped)
             .with_ppr_log_run(on && control.ppr_log_en() && !self.ppr.stopped)
             .with_ppr_log_active(self.ppr.active(control) == 1)
+    }
+
+    /// Of these, CmdBufRun.
+    pub(crate) fn commands_run(&self) -> bool {
+        let control = self.control();
+        control.iommu_en() && control.cmd_buf_en() && !self.command_halted
     }
 
     pub(crate) fn set_status(&mut self, set: impl FnOnce(Status) -> Status) {
@@ -257,6 +263,10 @@ impl Registers {
 
     /// Status bits whose interrupt is enabled. An interrupt is sent when one of them becomes set.
     pub(crate) fn interrupt_conditions(&self) -> u64 {
+        // Nearly always: what is reported is acknowledged soon.
+        if self.status == 0 {
+            return 0;
+        }
         let control = self.control();
         let mut enabled = Status::new();
         if control.event_int_en() {
@@ -282,6 +292,9 @@ impl Registers {
 
     /// The interrupts that newly fulfilled conditions send, `None` where masked or disabled.
     pub(crate) fn own_interrupts(&self, raised: u64) -> [Option<Delivery>; 3] {
+        if raised == 0 {
+            return [None; 3];
+        }
         let raised = Status::from_bits(raised);
         let general = raised.event_log_int() || raised.event_overflow() || raised.com_wait_int();
         let ppr = raised.ppr_int()
