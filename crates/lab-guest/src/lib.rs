@@ -14,5 +14,8 @@ pub mod perf_format;
 pub mod plan;
 mod report;
 
+/// A line that begins so, with a word, tells what is measured from now on.
+pub const PHASE: &str = "amdvi-lab-guest: measuring ";
+
 pub use plan::{Check, PLAN, Plan, Step, Then};
 pub use report::{MARKER, Number, Outcome, Report, reports_in};

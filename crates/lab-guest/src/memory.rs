@@ -1,6 +1,7 @@
 //! Memory for DMA, in pieces that are as large as the machine has them.
 
 use std::fs::{self, File};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -15,6 +16,8 @@ const SMALL: u64 = 4096;
 /// Where kernels without such pools are told to take pages of 2 MiB for memory of this kind.
 const TRANSPARENT: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 const TRANSPARENT_PAGE: u64 = 2 << 20;
+
+static POOL: Mutex<()> = Mutex::new(());
 
 /// Memory of this process that is mapped nowhere else.
 pub(crate) struct Memory {
@@ -79,6 +82,8 @@ impl Memory {
                 .trim()
                 .parse()?)
         };
+        // Nothing is reserved, so that the pages have to be taken before the next one counts the free ones.
+        let _one_at_a_time = POOL.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, free) = (number("nr_hugepages")?, number("free_hugepages")?);
         if free < count {
             fs::write(
@@ -91,7 +96,11 @@ impl Memory {
             );
         }
         let file = memfd_create("dma", MFdFlags::MFD_HUGETLB | flag)?;
-        Self::of(File::from(file), count * page, page)
+        let memory = Self::of(File::from(file), count * page, page)?;
+        for number in 0..count {
+            memory.write(number * page, &[0])?;
+        }
+        Ok(memory)
     }
 
     fn of(file: File, bytes: u64, page: u64) -> Result<Self> {

@@ -14,9 +14,8 @@ pub use endpoint::{
     Affinity, Backend, Events, Limit, Msix, Pin, Provoke, Request, Target, UnmapFault, VfioDma,
 };
 pub use features::{Count, Counted, Counters, Dirty, Sva, Work};
-pub use stress::Stress;
-
 pub use measure::{MeasureDisk, MeasureMap, MeasureMsi, MeasureNet, MeasureRetarget, Repeats};
+pub use stress::Stress;
 
 /// Where the plan is in the initramfs.
 pub const PLAN: &str = "/plan.json";
@@ -172,6 +171,9 @@ pub enum Check {
     MeasureMsi(MeasureMsi),
     /// How long it takes to move an interrupt to another processor.
     MeasureRetarget(MeasureRetarget),
+    /// Leaves the names of the kernel's functions on the first disk, at [`amdvi_lab_init::NAMES`]: for a
+    /// profile that is taken from outside. What is there is lost.
+    Names,
 }
 
 impl Check {
@@ -207,6 +209,7 @@ impl Check {
             Self::MeasureMap(_) => "measure-map",
             Self::MeasureMsi(_) => "measure-msi",
             Self::MeasureRetarget(_) => "measure-retarget",
+            Self::Names => "names",
         }
     }
 }
@@ -510,6 +513,7 @@ mod tests {
             Check::Counters(Counters::default()),
             Check::Stress(Stress::default()),
             Check::MeasureRetarget(MeasureRetarget::default()),
+            Check::Names,
         ] {
             let json = serde_json::to_value(Step::from(check.clone())).unwrap();
             assert_eq!(json["name"], check.name());

@@ -92,7 +92,23 @@ pub struct Command {
     /// The next one starts at once; this one is waited for in the end.
     #[serde(default)]
     pub background: bool,
+    /// With [`Output::Console`]: look where the processors are while it runs.
+    #[serde(default)]
+    pub profile: Option<Profiling>,
 }
+
+/// How a program that runs a virtual machine is profiled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profiling {
+    /// The last word of a line of the program that begins with this text is the name of the phase that
+    /// begins then.
+    pub phase: String,
+    /// A file in which the guest leaves the names of its kernel, see [`NAMES`]: its disk.
+    pub names: String,
+}
+
+/// Where in that file the names are, as `/proc/kallsyms` has them, with a zero at the end.
+pub const NAMES: u64 = 40 << 20;
 
 /// Where the output of a program goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,6 +164,38 @@ pub struct Ran {
     /// Those of [`Command::marks`] that came, by their names.
     #[serde(default)]
     pub marks: BTreeMap<String, Mark>,
+    /// Where processors were.
+    #[serde(default)]
+    pub profile: Profile,
+}
+
+/// Where processors were, by phase.
+pub type Profile = BTreeMap<String, Vec<Place>>;
+
+/// A place, and how often a processor was there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// What was running.
+    pub level: Level,
+    /// A function, or of a program an address.
+    pub name: String,
+    /// Samples.
+    pub count: u64,
+}
+
+/// What was running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Level {
+    /// The program.
+    Program,
+    /// The kernel, for the program.
+    HostKernel,
+    /// The kernel of the program's guest.
+    GuestKernel,
+    /// Programs of its guest.
+    GuestUser,
+    /// Something else.
+    Others,
 }
 
 /// When a program printed something for the first time, and how large it was.

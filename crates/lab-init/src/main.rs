@@ -4,6 +4,7 @@
 mod container;
 mod echo;
 mod output;
+mod profile;
 
 use std::fs;
 use std::io::{self, Write};
@@ -89,10 +90,9 @@ fn run(plan: &Plan, report: &mut Report) {
         if let Some(user) = command.user {
             program.uid(user).gid(user);
         }
-        let output = command.output;
-        let marks = command.marks.clone();
+        let how = command.clone();
         let mut run = move || {
-            output::run(&mut program, output, &marks).unwrap_or_else(|error| Ran {
+            output::run(&mut program, &how).unwrap_or_else(|error| Ran {
                 stderr: format!("cannot start: {error}"),
                 ..Ran::default()
             })

@@ -6,21 +6,21 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use amdvi_lab_init::{Mark, Output, Ran};
+use amdvi_lab_init::{self as lab, Mark, Output, Ran};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
+use crate::profile::Sampler;
+
+/// How long a process may take to become the program that it is to run.
+const EXEC: Duration = Duration::from_millis(50);
 /// A longer line is passed on in pieces.
 const LINE: u64 = 1 << 20;
 
 /// Runs a program to its end, and looks for marks in what it prints to the console.
-pub(crate) fn run(
-    program: &mut Command,
-    output: Output,
-    marks: &BTreeMap<String, String>,
-) -> io::Result<Ran> {
-    match output {
+pub(crate) fn run(program: &mut Command, command: &lab::Command) -> io::Result<Ran> {
+    match command.output {
         Output::Report => {
             let output = program.output()?;
             Ok(Ran {
@@ -33,7 +33,7 @@ pub(crate) fn run(
         Output::Console => {
             // What this kernel has to say would end up amid the program's lines.
             let _ = fs::write("/proc/sys/kernel/printk", "1");
-            stream(program, marks)
+            stream(program, command)
         }
         Output::Terminal => {
             let _ = fs::write("/proc/sys/kernel/printk", "1");
@@ -53,7 +53,7 @@ fn raw(terminal: impl AsFd) -> io::Result<()> {
     Ok(tcsetattr(&terminal, SetArg::TCSANOW, &settings)?)
 }
 
-fn stream(program: &mut Command, marks: &BTreeMap<String, String>) -> io::Result<Ran> {
+fn stream(program: &mut Command, command: &lab::Command) -> io::Result<Ran> {
     let start = Instant::now();
     let mut child = program
         .stdout(Stdio::piped())
@@ -66,10 +66,23 @@ fn stream(program: &mut Command, marks: &BTreeMap<String, String>) -> io::Result
     let mut object = Vec::new();
     let mut seen = BTreeMap::new();
     let id = child.id();
+    let marks = &command.marks;
+    let profiling = command.profile.as_ref();
+    let sampler = profiling.map(|profiling| {
+        thread::sleep(EXEC);
+        Sampler::start(id).map(|sampler| (sampler, profiling))
+    });
+    let sampler = sampler.transpose()?;
     if let Some(stdout) = child.stdout.take() {
         copy(stdout, &mut io::stdout(), |line| {
             if line.starts_with(b"{") && line.trim_ascii_end().ends_with(b"}") {
                 object = line.trim_ascii_end().to_vec();
+            }
+            if let Some((sampler, profiling)) = &sampler
+                && line.starts_with(profiling.phase.as_bytes())
+            {
+                let line = String::from_utf8_lossy(line);
+                sampler.phase(line.split_ascii_whitespace().last().unwrap_or_default());
             }
             for (name, text) in marks {
                 if !seen.contains_key(name) && contains(line, text.as_bytes()) {
@@ -83,8 +96,12 @@ fn stream(program: &mut Command, marks: &BTreeMap<String, String>) -> io::Result
         // A thread that panicked has said so on the console.
         let _ = thread.join();
     }
+    let code = child.wait()?.code();
     Ok(Ran {
-        code: child.wait()?.code(),
+        code,
+        profile: sampler.map_or_else(BTreeMap::new, |(sampler, profiling)| {
+            sampler.end(&profiling.names)
+        }),
         stdout: String::from_utf8_lossy(&object).into_owned(),
         stderr: String::new(),
         marks: seen,
@@ -154,7 +171,16 @@ mod tests {
         ]);
         let marks = [("x", "boo"), ("y", "\"b\""), ("z", "never")];
         let marks = marks.map(|(name, text)| (name.to_owned(), text.to_owned()));
-        let ran = stream(&mut program, &marks.into()).unwrap();
+        let command = lab::Command {
+            name: "sh".into(),
+            argv: Vec::new(),
+            user: None,
+            output: Output::Console,
+            marks: marks.into(),
+            background: false,
+            profile: None,
+        };
+        let ran = stream(&mut program, &command).unwrap();
         assert_eq!(ran.code, Some(3));
         let seen: Vec<_> = ran.marks.keys().collect();
         assert_eq!(seen, ["x", "y"]);

@@ -250,6 +250,7 @@ fn plan() -> Plan {
         output: amdvi_lab_init::Output::Report,
         marks: Default::default(),
         background: false,
+        profile: None,
     };
     let unprivileged = |name: &str, args: &[&str]| Command {
         user: Some(NOBODY),

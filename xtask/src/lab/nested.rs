@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use amdvi_lab_guest::PHASE;
 use amdvi_lab_init::cpio::Cpio;
-use amdvi_lab_init::{Mark, Output, PLAN, Plan, Tap, report_in};
+use amdvi_lab_init::{Mark, Output, PLAN, Plan, Profile, Profiling, Tap, report_in};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
@@ -20,6 +21,8 @@ use super::{build, cache, qemu};
 
 /// Where the reference VMM is in the emulated machine.
 const REFVMM: &str = "/bin/amdvi-refvmm";
+/// The file of a job that is the guest's first disk.
+pub(super) const DISK: &str = "disk";
 /// Where files of a job are in the emulated machine.
 const FOLDER: &str = "/job";
 /// Processors of the emulated machine. With two, a processor of the nested guest died in one boot out of
@@ -51,6 +54,9 @@ pub(super) struct Job {
     pub(super) taps: Vec<Tap>,
     /// What to look for in what the VMM prints, see [`amdvi_lab_init::Command::marks`].
     pub(super) marks: BTreeMap<String, String>,
+    /// Whether to look where the emulated machine's processors are. The guest leaves the names of its
+    /// kernel on the file [`DISK`].
+    pub(super) profile: bool,
 }
 
 /// Another VMM than the reference VMM.
@@ -77,6 +83,8 @@ pub(super) struct Ran {
     pub(super) remarks: Vec<String>,
     /// The job's marks that came; none where there is no emulated machine.
     pub(super) marks: BTreeMap<String, Mark>,
+    /// Where the emulated machine's processors were, if that was asked for.
+    pub(super) profile: Profile,
 }
 
 /// What runs the reference VMM.
@@ -236,6 +244,11 @@ impl Nested {
         &self.qemu
     }
 
+    /// The reference VMM that runs in it.
+    pub(super) fn refvmm(&self) -> &Path {
+        &self.programs.refvmm
+    }
+
     fn emulator<'a>(
         &'a self,
         job: &Job,
@@ -283,6 +296,10 @@ impl Nested {
                 output,
                 marks: job.marks.clone(),
                 background: leg.background,
+                profile: job.profile.then(|| Profiling {
+                    phase: PHASE.to_owned(),
+                    names: place(DISK),
+                }),
             }
         };
         let legs = job.journey.legs(FOLDER).into_iter();
@@ -342,6 +359,7 @@ impl Nested {
             console,
             remarks,
             marks: ran.marks,
+            profile: ran.profile,
         })
     }
 }
@@ -418,6 +436,7 @@ fn direct(
         console: console.text + &fs::read_to_string(&errors).unwrap_or_default(),
         remarks: Vec::new(),
         marks: BTreeMap::new(),
+        profile: Profile::new(),
     })
 }
 

@@ -60,6 +60,7 @@ pub(crate) fn run(check: &Check, context: &Arc<Context>) -> Result<String> {
         Check::MeasureDisk(want) => measure::check_disk(want, context),
         Check::MeasureNet(want) => measure::check_net(want, context),
         Check::MeasureMap(want) => measure::check_map(want, context),
+        Check::Names => measure::check_names(),
         Check::MeasureMsi(want) => measure::check_msi(want.repeats, context),
         Check::MeasureRetarget(want) => measure::check_retarget(want, context),
     }

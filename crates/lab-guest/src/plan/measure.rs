@@ -26,7 +26,8 @@ impl Default for Repeats {
 }
 
 /// The parameters of [`super::Check::MeasureDisk`]: the first virtio disk, past the cache. Gives
-/// `disk-read` and `disk-write` (MiB/s, requests of 128 KiB in order), `disk-iops` (random reads of
+/// `disk-read` and `disk-write` (MiB/s, requests of 128 KiB in order), the same with memory in one piece as
+/// `disk-read-whole` and `disk-write-whole`, `disk-iops` (random reads of
 /// 4 KiB per second, four threads for each processor), and `disk-interrupts` (per second, when each
 /// processor has one read of 512 bytes on its way at a time).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,11 +101,14 @@ pub struct MeasureMsi {
 
 /// The parameters of [`super::Check::MeasureRetarget`]: the interrupt for received packets of the
 /// first virtio network interface is moved from processor to processor. Gives `retarget-write`, the
-/// microseconds that writing the affinity takes, and `retarget-arrival`, the microseconds from
-/// before the write until an interrupt has come to the new processor.
+/// microseconds that writing the affinity takes. With `arrival`, the same is done with the interrupt of
+/// a function that sends one when it is told to, as with [`super::Check::MeasureMsi`], and
+/// `retarget-arrival` are the microseconds from before the write until one has come to the new processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MeasureRetarget {
+    /// Whether there is such a function under an IOMMU.
+    pub arrival: bool,
     /// How often it is moved, in each repetition.
     pub moves: usize,
     /// How many repetitions; each gives the median of its moves.
@@ -118,6 +122,7 @@ pub struct MeasureRetarget {
 impl Default for MeasureRetarget {
     fn default() -> Self {
         Self {
+            arrival: false,
             moves: 100,
             repeats: 3,
             peer: Ipv4Addr::new(192, 0, 2, 1),

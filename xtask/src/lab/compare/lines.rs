@@ -48,14 +48,32 @@ const fn less(name: &'static str, title: &'static str, unit: &'static str) -> Li
 }
 
 /// All lines, in the order of the table.
-pub(super) static ALL: [Line; 13] = [
+pub(super) static ALL: [Line; 15] = [
     less(BOOT, "boot to userspace, from the start of the VMM", "ms"),
     Line {
         judged: false,
         ..less(KERNEL, "of this, in the guest's kernel", "ms")
     },
-    more("disk-read", "disk, reading in order, 128 KiB", "MiB/s"),
-    more("disk-write", "disk, writing in order, 128 KiB", "MiB/s"),
+    more(
+        "disk-read",
+        "disk, reading in order, 128 KiB into pages that are anywhere",
+        "MiB/s",
+    ),
+    more(
+        "disk-write",
+        "disk, writing in order, 128 KiB from pages that are anywhere",
+        "MiB/s",
+    ),
+    more(
+        "disk-read-whole",
+        "disk, reading in order, 128 KiB into memory in one piece",
+        "MiB/s",
+    ),
+    more(
+        "disk-write-whole",
+        "disk, writing in order, 128 KiB from memory in one piece",
+        "MiB/s",
+    ),
     more("disk-iops", "disk, random reads of 4 KiB", "1/s"),
     more(
         "net-packets",
@@ -72,11 +90,14 @@ pub(super) static ALL: [Line; 13] = [
         )
     },
     less("retarget-write", "moving an interrupt: the write", "µs"),
-    less(
-        "retarget-arrival",
-        "moving an interrupt: until one came to the new CPU",
-        "µs",
-    ),
+    Line {
+        translated: true,
+        ..less(
+            "retarget-arrival",
+            "moving an interrupt (VFIO): until one came to the new CPU",
+            "µs",
+        )
+    },
     Line {
         translated: true,
         ..more("map-4k", "map and unmap 4 KiB (VFIO type 1)", "1/s")

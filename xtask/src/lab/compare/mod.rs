@@ -7,6 +7,7 @@ mod contenders;
 mod lines;
 mod page;
 mod plot;
+mod profile;
 mod qemu;
 mod results;
 mod runs;
@@ -27,6 +28,8 @@ use runs::Laboratory;
 const ATTEMPTS: u32 = 3;
 /// Where results are kept.
 const RESULTS: &str = "results.json";
+/// The same of runs that were sampled.
+const PROFILED: &str = "results-profiled.json";
 /// What is written, and where unless something else is said.
 const PAGE: &str = "comparison.md";
 const PLOT: &str = "comparison.svg";
@@ -59,6 +62,10 @@ pub(crate) struct Args {
     /// Boots, writes to the disk and ends, once for each round; nothing is measured or written
     #[arg(long, conflicts_with = "add")]
     boot_only: bool,
+    /// Samples where the processors are, and prints it by phase: the guest's functions, the VMM's, the
+    /// kernel's. Nothing is written to the page, as that takes time, too
+    #[arg(long, conflicts_with_all = ["add", "render", "boot_only", "out"])]
+    profile: bool,
     /// Where the page and the plot go; `docs`, or nowhere if only some contenders run
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -78,7 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let kept = folder("compare").join(RESULTS);
+    let kept = folder("compare").join(if args.profile { PROFILED } else { RESULTS });
     let (results, failed) = if args.render {
         (Results::read(&kept)?, 0)
     } else {
@@ -87,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         } else {
             args.only.clone()
         };
-        let laboratory = Laboratory::open(args.kernel, args.cpus, &args.cmdline)?;
+        let laboratory = Laboratory::open(args.kernel, args.cpus, &args.cmdline, args.profile)?;
         if args.boot_only {
             return boot_only(&laboratory, &chosen, args.rounds);
         }
@@ -105,7 +112,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 /// Where the page and the plot go.
 fn out(args: &Args) -> Option<PathBuf> {
-    let docs = || args.only.is_empty().then(|| root().join(DOCS));
+    let whole = args.only.is_empty() && !args.profile;
+    let docs = || whole.then(|| root().join(DOCS));
     args.out.clone().or_else(docs)
 }
 

@@ -16,17 +16,17 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::contenders::{Contender, ECHO, Monitor, PEER, tap};
 use super::results::{Results, Sample};
-use super::{lines, qemu};
+use super::{lines, profile, qemu};
 use crate::lab::emulator::{Limits, STALLS};
 use crate::lab::journey::Journey;
 use crate::lab::kernels::Kernel;
 use crate::lab::matrix::run::{initrd, read};
 use crate::lab::matrix::{Version, folder};
-use crate::lab::nested::{Job, Nested, Ran, Vmm, limits};
+use crate::lab::nested::{DISK, Job, Nested, Ran, Vmm, limits};
 use crate::lab::programs::{self, Programs};
 
 /// Bytes of the disk, which is in the emulated machine's memory.
-const DISK: u64 = 64 << 20;
+const DISK_BYTES: u64 = 64 << 20;
 /// What all guests are told. The console is no part of what is compared.
 const CMDLINE: &str = "console=ttyS0 panic=-1";
 /// What the emulated machine's kernel is told. It measures its TSC exactly some seconds after KVM has
@@ -57,11 +57,12 @@ pub(super) struct Laboratory {
     qemu: Vmm,
     cpus: u32,
     cmdline: String,
+    profile: bool,
 }
 
 impl Laboratory {
     /// Builds and fetches what runs need.
-    pub(super) fn open(version: Version, cpus: u32, cmdline: &str) -> Result<Self> {
+    pub(super) fn open(version: Version, cpus: u32, cmdline: &str, profile: bool) -> Result<Self> {
         let why = "all contenders run on the same machine".to_owned();
         let nested = Nested::prepare(Programs::build()?, why)?;
         let qemu = qemu::vmm(nested.qemu())?;
@@ -72,7 +73,13 @@ impl Laboratory {
             guest: programs::guest()?,
             qemu,
             cpus,
-            cmdline: cmdline.to_owned(),
+            // Functions are then where the guest's kernel says at its end that they are.
+            cmdline: if profile {
+                format!("{cmdline} nokaslr")
+            } else {
+                cmdline.to_owned()
+            },
+            profile,
         })
     }
 
@@ -83,6 +90,18 @@ impl Laboratory {
         plan.checks.push(patient(Check::Disk(Disk::default())));
         let (report, _) = self.run(contender, round, "loglevel=7", plan)?;
         Ok(format!("userspace after {} ms", report.boot_ms))
+    }
+
+    /// Prints where the time went, and keeps it.
+    fn tell(&self, contender: &Contender, round: u32, ran: &Ran) -> Result<()> {
+        let names = match contender.monitor {
+            Monitor::Ours => profile::Names::of(self.nested.refvmm())?,
+            Monitor::Qemu => profile::Names::none(),
+        };
+        let text = profile::text(&ran.profile, &names);
+        println!("{}\n{text}", contender.name);
+        let path = place(contender, round).join("profile.txt");
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Results without any samples: of what they will be.
@@ -113,6 +132,7 @@ impl Laboratory {
         let retarget = MeasureRetarget {
             peer: PEER,
             port: ECHO,
+            arrival: contender.translates,
             ..MeasureRetarget::default()
         };
         plan.checks.extend([
@@ -130,7 +150,13 @@ impl Laboratory {
                 patient(Check::MeasureMap(map)),
             ]);
         }
+        if self.profile {
+            plan.checks.push(patient(Check::Names));
+        }
         let (report, ran) = self.run(contender, round, "quiet", plan)?;
+        if self.profile {
+            self.tell(contender, round, &ran)?;
+        }
         let mut values: BTreeMap<_, _> = report
             .numbers
             .into_iter()
@@ -192,7 +218,7 @@ impl Laboratory {
         loglevel: &str,
         mut plan: Plan,
     ) -> Result<(Report, Ran)> {
-        let folder = folder("compare").join(format!("{}.{round}", contender.name));
+        let folder = place(contender, round);
         if folder.exists() {
             fs::remove_dir_all(&folder)
                 .with_context(|| format!("cannot remove {}", folder.display()))?;
@@ -218,7 +244,7 @@ impl Laboratory {
             .with_context(|| format!("cannot write {}", archive.display()))?;
         let disk = folder.join("disk.img");
         File::create(&disk)
-            .and_then(|file| file.set_len(DISK))
+            .and_then(|file| file.set_len(DISK_BYTES))
             .with_context(|| format!("cannot create {}", disk.display()))?;
 
         let cmdline = format!("{CMDLINE} {loglevel} {}", self.cmdline);
@@ -227,7 +253,7 @@ impl Laboratory {
             files: vec![
                 ("kernel", self.kernel.image()),
                 ("initrd", archive.clone()),
-                ("disk", disk.clone()),
+                (DISK, disk.clone()),
             ],
             limits,
             journey: Journey::Stays,
@@ -238,6 +264,7 @@ impl Laboratory {
             cpu: &[],
             host_cmdline: HOST_CMDLINE,
             taps: vec![tap()],
+            profile: self.profile,
             marks: MARKS
                 .map(|(name, text)| (name.to_owned(), text.to_owned()))
                 .into(),
@@ -251,6 +278,11 @@ impl Laboratory {
         let report = judge(&ran).with_context(|| format!("logs in {}", folder.display()))?;
         Ok((report, ran))
     }
+}
+
+/// Where what is kept of a run goes.
+fn place(contender: &Contender, round: u32) -> PathBuf {
+    folder("compare").join(format!("{}.{round}", contender.name))
 }
 
 /// A step that may take long.
@@ -326,6 +358,7 @@ mod tests {
             console: report.line(),
             remarks: Vec::new(),
             marks: BTreeMap::new(),
+            profile: BTreeMap::new(),
         };
         assert!(judge(&ran(&report, Some(0))).is_ok());
         assert!(judge(&ran(&report, Some(1))).is_err());

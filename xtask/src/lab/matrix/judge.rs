@@ -144,6 +144,7 @@ mod tests {
             console: format!("boot\n{}", lines.concat()),
             remarks: Vec::new(),
             marks: Default::default(),
+            profile: Default::default(),
         }
     }
 

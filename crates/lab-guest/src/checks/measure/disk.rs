@@ -1,23 +1,28 @@
 //! A disk, past the cache.
 
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::time::Instant;
 
 use amdvi_lab_guest::plan::{MeasureDisk, Repeats};
 use anyhow::{Context as _, Result, ensure};
+use vm_memory::{ReadVolatile, VolatileMemory, WriteVolatile};
 use zerocopy::IntoBytes;
 
-use super::{note, rates};
+use super::{note, phase, rates};
 use crate::checks::disk::{buffer, disks, queue_counts};
 use crate::context::{Context, online_cpus, text};
+use crate::memory::Memory;
 
 const MIB: u64 = 1 << 20;
 /// A request of those that go in order.
 const LONG: usize = 128 << 10;
 /// A request of those that go anywhere.
 const SHORT: usize = 4 << 10;
+/// A large page.
+const LARGE: u64 = 2 << 20;
 /// The smallest request that there is.
 const SECTOR: usize = 512;
 /// Threads of each processor that read anywhere.
@@ -33,22 +38,23 @@ pub(in crate::checks) fn check(want: &MeasureDisk, context: &Arc<Context>) -> Re
     let cpus = online_cpus()?.len();
     let mut said = Vec::new();
 
-    // Writing first: there is something to read then.
-    for (name, write) in [("disk-write", true), ("disk-read", false)] {
+    // Writing first: there is something to read then. From pages that are anywhere, as a program's memory
+    // is, and from memory in one piece, as large pages are and a kernel's caches with large folios.
+    for (name, write, whole) in [
+        ("disk-write", true, false),
+        ("disk-read", false, false),
+        ("disk-write-whole", true, true),
+        ("disk-read-whole", false, true),
+    ] {
+        phase(name);
         let rates = rates(want.repeats, 1, |thread| {
-            let file = open(path, write)?;
-            let mut pages = buffer(LONG);
             // Each processor has a part of its own.
             let part = length / cpus as u64 / LONG as u64 * LONG as u64;
             let first = part * thread as u64;
+            let mut transfer = transfer(open(path, write)?, write, whole)?;
             let mut at = 0;
             Ok(move || {
-                let data = pages.as_mut_slice().as_mut_bytes();
-                if write {
-                    file.write_all_at(data, first + at).context("write")?;
-                } else {
-                    file.read_exact_at(data, first + at).context("read")?;
-                }
+                transfer(first + at)?;
                 at = (at + LONG as u64) % part;
                 Ok(LONG as u64)
             })
@@ -57,12 +63,44 @@ pub(in crate::checks) fn check(want: &MeasureDisk, context: &Arc<Context>) -> Re
         said.push(note(context, name, "MiB/s", rates));
     }
 
+    phase("disk-iops");
     let rates = rates(want.repeats, DEPTH, |thread| {
         anywhere(path, SHORT, length, thread)
     })?;
     said.push(note(context, "disk-iops", "1/s", rates));
+    phase("disk-interrupts");
     said.push(interrupts(want.repeats, disk, length, context)?);
     Ok(said.join("; "))
+}
+
+/// What reads, or writes, [`LONG`] bytes at an offset, with pages that are anywhere or with memory in one
+/// piece.
+fn transfer(mut file: File, write: bool, whole: bool) -> Result<Box<dyn FnMut(u64) -> Result<()>>> {
+    if !whole {
+        let mut pages = buffer(LONG);
+        return Ok(Box::new(move |offset| {
+            let data = pages.as_mut_slice().as_mut_bytes();
+            if write {
+                file.write_all_at(data, offset).context("write")
+            } else {
+                file.read_exact_at(data, offset).context("read")
+            }
+        }));
+    }
+    let memory = Memory::new(LARGE)?;
+    ensure!(
+        memory.page() >= LONG as u64,
+        "there is no memory with {LONG:#x} bytes in one piece"
+    );
+    Ok(Box::new(move |offset| {
+        let mut data = memory.region().get_slice(0, LONG)?;
+        file.seek(SeekFrom::Start(offset)).context("seek")?;
+        if write {
+            file.write_all_volatile(&data).context("write")
+        } else {
+            file.read_exact_volatile(&mut data).context("read")
+        }
+    }))
 }
 
 /// Counts the interrupts of reads of which each processor has one on its way at a time: no two of

@@ -6,7 +6,7 @@ use amdvi_lab_guest::plan::{Backend, MeasureMap};
 use amdvi_lab_init::pci;
 use anyhow::{Context as _, Result, ensure};
 
-use super::{alone, note};
+use super::{alone, note, phase};
 use crate::context::Context;
 use crate::memory::Memory;
 use crate::vfio::Device;
@@ -35,6 +35,7 @@ pub(in crate::checks) fn check(want: &MeasureMap, context: &Arc<Context>) -> Res
         );
         let (device, memory) = (&device, &memory);
         let mut place = 0;
+        phase(name);
         let rates = alone(want.repeats, || {
             let iova = IOVA + place * size;
             device.map(iova, memory, 0, size)?;

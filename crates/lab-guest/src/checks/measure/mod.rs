@@ -3,6 +3,7 @@
 mod disk;
 mod map;
 mod msi;
+mod names;
 mod net;
 mod retarget;
 
@@ -10,13 +11,14 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use amdvi_lab_guest::Number;
 use amdvi_lab_guest::plan::Repeats;
+use amdvi_lab_guest::{Number, PHASE};
 use anyhow::{Result, anyhow, ensure};
 
 pub(super) use disk::check as check_disk;
 pub(super) use map::check as check_map;
 pub(super) use msi::check as check_msi;
+pub(super) use names::check as check_names;
 pub(super) use net::check as check_net;
 pub(super) use retarget::check as check_retarget;
 
@@ -32,6 +34,11 @@ fn note(context: &Context, name: &str, unit: &str, values: Vec<f64>) -> String {
         values,
     });
     said
+}
+
+/// Says what is measured from now on.
+fn phase(name: &str) {
+    println!("{PHASE}{name}");
 }
 
 /// How much work is done per second: `threads` for each processor, bound to it, do work that

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use amdvi_lab_guest::plan::MeasureNet;
 use anyhow::{Context as _, Result, ensure};
 
-use super::{note, rates};
+use super::{note, phase, rates};
 use crate::checks::net::{interfaces, up};
 use crate::context::Context;
 
@@ -25,6 +25,7 @@ pub(in crate::checks) fn check(want: &MeasureNet, context: &Arc<Context>) -> Res
     ready(want.peer, want.port)?;
     let lost = AtomicU64::new(0);
     let lost = &lost;
+    phase("net");
     let rates = rates(want.repeats, 1, |_| {
         let socket = socket(want.peer, want.port)?;
         let mut data = vec![0; want.bytes.clamp(1, 1472)];

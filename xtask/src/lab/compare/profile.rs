@@ -1,0 +1,141 @@
+//! Where the time of a run went, by phase: the guest, its VMM, and the kernel below.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use amdvi_lab_init::{Level, Profile};
+use anyhow::{Context, Result};
+use object::{Object as _, ObjectSymbol as _, SymbolKind};
+
+/// Functions of a phase that are shown.
+const SHOWN: usize = 25;
+
+/// Names of a program's functions, by address.
+pub(super) struct Names(Vec<(u64, String)>);
+
+impl Names {
+    /// Those of a program with a symbol table.
+    pub(super) fn of(program: &Path) -> Result<Self> {
+        let bytes =
+            fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+        let file = object::File::parse(&*bytes)?;
+        let mut names: Vec<_> = file
+            .symbols()
+            .filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.address() != 0)
+            .filter_map(|symbol| {
+                let name = rustc_demangle::demangle(symbol.name().ok()?);
+                Some((symbol.address(), format!("{name:#}")))
+            })
+            .collect();
+        names.sort();
+        Ok(Self(names))
+    }
+
+    /// None at all, of a program that is not ours.
+    pub(super) const fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    fn name(&self, place: &str) -> String {
+        let at = place
+            .strip_prefix("0x")
+            .and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let known = at.and_then(|at| {
+            let after = self.0.partition_point(|(start, _)| *start <= at);
+            Some(&self.0[after.checked_sub(1)?].1)
+        });
+        known.map_or_else(|| place.to_owned(), Clone::clone)
+    }
+}
+
+const fn title(level: Level) -> &'static str {
+    match level {
+        Level::Program => "VMM",
+        Level::HostKernel => "its kernel",
+        Level::GuestKernel => "guest's kernel",
+        Level::GuestUser => "guest's programs",
+        Level::Others => "others",
+    }
+}
+
+/// The profile as text: shares of each phase's samples.
+pub(super) fn text(profile: &Profile, names: &Names) -> String {
+    let mut text = String::new();
+    for (phase, places) in profile {
+        let (mut levels, mut functions) = (BTreeMap::new(), BTreeMap::new());
+        let mut all = 0;
+        for place in places {
+            all += place.count;
+            *levels.entry(place.level).or_insert(0u64) += place.count;
+            // A program without names is one place.
+            let name = match place.level {
+                Level::Program if names.0.is_empty() => String::new(),
+                Level::Program => names.name(&place.name),
+                _ => place.name.clone(),
+            };
+            *functions.entry((place.level, name)).or_insert(0u64) += place.count;
+        }
+        let share = |count: u64| 100.0 * count as f64 / all.max(1) as f64;
+        let mut levels: Vec<_> = levels.into_iter().collect();
+        levels.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let parts: Vec<_> = levels
+            .iter()
+            .map(|(level, count)| format!("{} {:.1} %", title(*level), share(*count)))
+            .collect();
+        let _ = writeln!(text, "{phase}, {all} samples: {}", parts.join(", "));
+        let mut functions: Vec<_> = functions.into_iter().collect();
+        functions.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        for ((level, name), count) in functions.iter().take(SHOWN) {
+            let _ = writeln!(
+                text,
+                "  {:5.1} %  {:<16} {name}",
+                share(*count),
+                title(*level)
+            );
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use amdvi_lab_init::Place;
+
+    #[test]
+    fn a_profile_is_told_by_phase_and_by_function_the_most_first() {
+        let place = |level, name: &str, count| Place {
+            level,
+            name: name.to_owned(),
+            count,
+        };
+        let profile = Profile::from([(
+            "disk".to_owned(),
+            vec![
+                place(Level::Program, "0x15", 1),
+                place(Level::Program, "0x11", 2),
+                place(Level::GuestKernel, "memcpy", 1),
+            ],
+        )]);
+        let names = Names(vec![(0x10, "walk".to_owned()), (0x20, "other".to_owned())]);
+        let text = text(&profile, &names);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines[0],
+            "disk, 4 samples: VMM 75.0 %, guest's kernel 25.0 %"
+        );
+        assert_eq!(lines[1].split_whitespace().last(), Some("walk"));
+        assert_eq!(lines[2].split_whitespace().last(), Some("memcpy"));
+    }
+
+    #[test]
+    fn a_program_of_ours_has_names() {
+        let own = std::env::current_exe().unwrap();
+        let names = Names::of(&own).unwrap();
+        let main = names.0.iter().find(|(_, name)| name.ends_with("::main"));
+        let (at, name) = main.expect("a test program has a main");
+        assert_eq!(&names.name(&format!("{at:#x}")), name);
+    }
+}
