@@ -152,17 +152,19 @@ fn compared(line: &Line, ours: &Spread, theirs: &Spread) -> (f64, String) {
 /// What the numbers say, in words.
 fn verdict(results: &Results) -> String {
     let mut text = String::from("## What they say\n\n");
-    for name in ["disk-read", "disk-write"] {
+    for name in lines::THROUGHPUT {
         let line = lines::ALL.iter().find(|line| line.name == name);
         let ours = super::contenders::named(OURS);
         if let (Some(line), Ok(ours)) = (line, ours)
             && let Some(ratio) = results.ratio(ours, line)
         {
             let met = if ratio >= GOAL { "met" } else { "**missed**" };
+            let why = lines::reason(line, None).filter(|_| ratio < GOAL);
+            let why = why.map_or_else(String::new, |why| format!(" Why: {why}."));
             let _ = writeln!(
                 text,
                 "- The goal of {:.0} % of the throughput of no IOMMU, {}: {met}, {:.1} % \
-                 (`{OURS}` beside `{OURS_OFF}`).",
+                 (`{OURS}` beside `{OURS_OFF}`).{why}",
                 100.0 * GOAL,
                 line.title,
                 100.0 * ratio
@@ -178,7 +180,9 @@ fn verdict(results: &Results) -> String {
                 if advantage >= 1.0 {
                     ahead.push((line, advantage));
                 } else {
-                    behind.push(format!("{}: {said}", line.title));
+                    let why = lines::reason(line, Some(rival));
+                    let why = why.map_or_else(String::new, |why| format!(" ({why})"));
+                    behind.push(format!("{}: {said}{why}", line.title));
                 }
             }
         }
@@ -203,7 +207,7 @@ fn verdict(results: &Results) -> String {
 const METHOD: &str = "\
 ## How it is measured
 
-Every run boots an AMD machine that QEMU emulates in software (`-accel tcg`, two CPUs), and in it, on its
+Every run boots an AMD machine that QEMU emulates in software (`-accel tcg`, one CPU), and in it, on its
 KVM, one of the contenders. So all times are several times longer than on hardware, exits above all, and it
 is the comparison that counts. All contenders get the same kernel and initial ramdisk, as many CPUs, as much
 RAM, one virtio disk with a queue for each CPU on a file in memory, one virtio network card without offloads
@@ -214,14 +218,15 @@ the guest does not switch on: it always has one.
 
 - *boot*: from the start of the VMM until the guest's first process prints its first line. QEMU's firmware
   is part of it.
-- *disk*: direct access by one thread on each CPU, or four for random reads.
+- *disk*: direct access in order by one thread on each CPU, or at random by four. *Scattered pages* are 4 KiB
+  each, anywhere in memory: 32 mappings for a request. *One piece* is a part of a page of 2 MiB.
 - *network*: each CPU has 16 datagrams on their way to a socket outside of the guest that sends them back.
 - *interrupts*: those of the disk's queues, while each CPU reads one sector after the other.
 - *MSIs*: a register of the test endpoint or of QEMU's edu is written, and the next time when the interrupt
   has come. Both send the MSI in the thread of the CPU that wrote, and are to be had with VFIO only.
-- *moving an interrupt*: the affinity of the network card's interrupt is written, then datagrams are
-  exchanged until one has come to the other CPU. Without interrupt remapping the write itself does nothing:
-  Linux moves the interrupt when the next one comes.
+- *moving an interrupt*: the affinity of the network card's interrupt is written. Without interrupt
+  remapping the write itself does nothing: Linux moves the interrupt when the next one comes. And with the
+  function that sends MSIs when told: from before the write until one has come to the other CPU.
 - *map and unmap*: mappings of a container of VFIO type 1 with the source of entropy in it.
 - *memory*: resident memory of the VMM but for its largest mapping, which is the guest's RAM, at the end.
 
@@ -264,6 +269,7 @@ mod tests {
     fn where_ours_is_behind_the_page_says_so() {
         let page = page(&results(), "x.svg");
         assert!(page.contains("**missed**, 90.0 %"), "{page}");
+        assert!(page.contains("Why: the guest's own kernel"), "{page}");
         assert!(page.contains("ahead of `qemu-amd` on 2 of 2 lines"));
         assert!(page.contains("ahead of `qemu-intel` on 0 of 2 lines"));
         assert!(page.contains("**Behind `qemu-intel`**"));
@@ -279,7 +285,7 @@ mod tests {
             table.contains("| ours-lazy | 90.0 | 90.0 – 90.0 | 90 % |"),
             "{table}"
         );
-        let map = table.lines().find(|line| line.contains("4 KiB (VFIO"));
+        let map = table.lines().find(|line| line.contains("unmap 4 KiB"));
         assert!(
             map.is_some_and(|line| line.ends_with("| ours-off | – | – | |")),
             "{table}"
