@@ -9,12 +9,13 @@ use crate::endpoint::Record;
 use crate::platform::{Platform, Width};
 use crate::report::Report;
 
-/// What stands in [`BootInfo::scenario`](crate::boot::BootInfo::scenario) to run it.
-pub const SCENARIO: u64 = u64::MAX;
-/// What stands there to make the payload panic, for a test of how that is told.
-pub const PANIC: u64 = u64::MAX - 1;
-/// What stands there to make the payload run an undefined instruction, likewise.
-pub const EXCEPTION: u64 = u64::MAX - 2;
+/// Its name in [`BootInfo::scenario`](crate::boot::BootInfo::scenario). No name of
+/// [`scenarios::ALL`](crate::scenarios::ALL) begins like those of this module.
+pub const SCENARIO: &str = "smoke";
+/// The name that makes the payload panic, for a test of how that is told.
+pub const PANIC: &str = "smoke-panic";
+/// The name that makes the payload run an undefined instruction, likewise.
+pub const EXCEPTION: &str = "smoke-exception";
 /// GPA of the device.
 pub const BASE: u64 = 0xe000_0000;
 /// W, 64 bits: sends the interrupt that a [`Record`] describes.

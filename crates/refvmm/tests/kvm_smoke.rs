@@ -139,15 +139,32 @@ fn a_scenario_that_does_not_exist_is_reported_not_run() {
     let machine = Machine::new(config(&[0])).unwrap();
     let start = Start {
         rsdp: 0,
-        scenario: 1 << 20,
+        scenario: "of-tomorrow",
     };
     let result = machine.run(Arc::new(NoDevices), &payload, start).unwrap();
     assert_eq!(result.report.passed, 0);
     assert!(
-        result.report.detail().contains("1048576"),
+        result
+            .report
+            .detail()
+            .contains("no scenario called \"of-tomorrow\""),
         "{}",
         result.report.detail()
     );
+}
+
+#[test]
+fn a_name_that_does_not_fit_is_refused_before_anything_runs() {
+    let Some(payload) = payload() else { return };
+    let start = Start {
+        rsdp: 0,
+        scenario: "a-name-that-is-longer-than-the-room-for-it",
+    };
+    let result = Machine::new(config(&[0]))
+        .unwrap()
+        .run(Arc::new(NoDevices), &payload, start);
+    let error = result.err().expect("an error").to_string();
+    assert!(error.contains("1 to 32 bytes"), "{error}");
 }
 
 #[test]
@@ -187,7 +204,7 @@ fn run_code(code: &[u8], timeout: Duration) -> Option<KvmError> {
     };
     let start = Start {
         rsdp: 0,
-        scenario: 0,
+        scenario: "code",
     };
     let result = Machine::new(config).unwrap().run(
         Arc::new(NoDevices),

@@ -87,11 +87,14 @@ pub unsafe extern "C" fn start(boot: u64, index: u64) -> ! {
 
     let mut machine = Machine::new(boot);
     machine.wait_for_cpus(&READY);
-    let report = match boot.scenario {
+    let Some(scenario) = boot.scenario.as_str() else {
+        panic!("boot information: {:?} is no name", boot.scenario)
+    };
+    let report = match scenario {
         smoke::SCENARIO => smoke::run(&mut machine),
         smoke::PANIC => panic!("asked for"),
         smoke::EXCEPTION => cpu::undefined_instruction(),
-        scenario => scenarios::run(scenario as usize, &mut machine),
+        scenario => scenarios::run(scenario, &mut machine),
     };
     // SAFETY: the page at REPORT_GPA is mapped, is set aside for the report and nothing else in the
     // payload refers to it.
@@ -112,7 +115,7 @@ fn read_boot_info(gpa: u64) -> BootInfo {
     };
     assert!(
         boot.magic == BootInfo::MAGIC,
-        "boot information: magic {:#x}, expected {:#x}",
+        "boot information: magic {:#x}, expected {:#x}: the payload and the VMM are of different builds",
         boot.magic,
         BootInfo::MAGIC
     );

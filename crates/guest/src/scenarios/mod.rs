@@ -64,7 +64,10 @@ macro_rules! scenarios {
         ) -> Result<()> {
             match name {
                 $($name => $run(p, report),)*
-                _ => Err(Failure::new(format_args!("no scenario is called {name}"))),
+                _ => Err(Failure::new(format_args!(
+                    "this guest has no scenario called {name:?}; if the VMM has one, they are of \
+                     different builds: build the payload anew (cargo xtask payload)"
+                ))),
             }
         }
     };
@@ -183,15 +186,12 @@ scenarios! {
         needs(COUNTERS, 1) => dma::counters::run;
 }
 
-/// Runs scenario `index` of [`ALL`] on the machine behind `p`.
+/// Runs the scenario of [`ALL`] with this name on the machine behind `p`.
 ///
-/// Always returns a complete report; an index without a scenario is a failed one.
-pub fn run<P: Platform + ?Sized>(index: usize, p: &mut P) -> Report {
+/// Always returns a complete report; a name without a scenario is a failed one.
+pub fn run<P: Platform + ?Sized>(name: &str, p: &mut P) -> Report {
     let mut report = Report::new();
-    let outcome = match ALL.get(index) {
-        Some(scenario) => dispatch(scenario.name, p, &mut report),
-        None => Err(Failure::new(format_args!("no scenario has index {index}"))),
-    };
+    let outcome = dispatch(name, p, &mut report);
     if let Err(failure) = &outcome {
         report.detail_len = 0;
         let _ = report.write_str(failure.text());
@@ -216,7 +216,12 @@ fn done<P: Platform + ?Sized>(
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
+    use std::format;
+
     use super::*;
+    use crate::boot::ScenarioName;
     use crate::fake::Fake;
 
     #[test]
@@ -231,23 +236,28 @@ mod tests {
                 scenario.name
             );
             assert!(ALL[n + 1..].iter().all(|other| other.name != scenario.name));
+            assert!(ScenarioName::new(scenario.name).is_some());
+            assert!(!scenario.name.starts_with(crate::smoke::SCENARIO));
             assert!((1..=crate::boot::MAX_CPUS).contains(&scenario.needs.cpus));
         }
     }
 
     #[test]
     fn a_machine_without_tables_fails_every_scenario_with_a_reason() {
-        for index in 0..ALL.len() {
-            let report = run(index, &mut Fake::new());
+        for scenario in ALL {
+            let report = run(scenario.name, &mut Fake::new());
             assert_eq!((report.magic, report.passed), (Report::MAGIC, 0));
             assert!(report.detail().contains("RSDP"), "{}", report.detail());
         }
     }
 
     #[test]
-    fn an_index_without_a_scenario_fails() {
-        let report = run(ALL.len(), &mut Fake::new());
-        assert_eq!((report.magic, report.passed), (Report::MAGIC, 0));
-        assert!(report.detail().contains("no scenario has index"));
+    fn a_name_without_a_scenario_fails() {
+        for name in ["", "discovers", "\0"] {
+            let report = run(name, &mut Fake::new());
+            assert_eq!((report.magic, report.passed), (Report::MAGIC, 0));
+            let expected = format!("no scenario called {name:?}");
+            assert!(report.detail().contains(&expected), "{}", report.detail());
+        }
     }
 }

@@ -163,15 +163,15 @@ impl Platform for InProcess {
     }
 }
 
-/// Runs scenario `index` of [`scenarios::ALL`] on a fresh machine.
+/// Runs the scenario of [`scenarios::ALL`] with this name on a fresh machine.
 pub fn run(
-    index: usize,
+    name: &str,
     machine: &Machine,
     apic_ids: &[u32],
     log: Box<dyn FnMut(&str)>,
 ) -> Result<Report, BoardError> {
     Ok(scenarios::run(
-        index,
+        name,
         &mut InProcess::new(machine, apic_ids, log)?,
     ))
 }

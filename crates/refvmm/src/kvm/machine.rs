@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use amdvi_guest::boot::{BOOT_INFO_GPA, BootInfo, MAX_CPUS, REPORT_GPA};
+use amdvi_guest::boot::{BOOT_INFO_GPA, BootInfo, MAX_CPUS, NAME_BYTES, REPORT_GPA, ScenarioName};
 use amdvi_guest::report::Report;
 use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, GuestAddress};
@@ -56,8 +56,8 @@ impl Default for Config {
 pub struct Start {
     /// GPA of the ACPI RSDP; 0 when there is none.
     pub rsdp: u64,
-    /// Index of the scenario.
-    pub scenario: u64,
+    /// Name of the scenario, at most [`NAME_BYTES`] long.
+    pub scenario: &'static str,
 }
 
 /// How often a machine that runs is looked after.
@@ -247,6 +247,12 @@ impl Machine {
                 "KVM_GET_TSC_KHZ says {khz} kHz, so the payload would have no clock"
             )));
         }
+        let scenario = ScenarioName::new(start.scenario).ok_or_else(|| {
+            KvmError::Config(format!(
+                "{:?} can't be the name of a scenario: that has 1 to {NAME_BYTES} bytes, none of them 0",
+                start.scenario
+            ))
+        })?;
         let mut apic_ids = [0; MAX_CPUS];
         apic_ids[..self.config.apic_ids.len()].copy_from_slice(&self.config.apic_ids);
         let boot = BootInfo {
@@ -254,7 +260,7 @@ impl Machine {
             rsdp: start.rsdp,
             heap_start: heap.start,
             heap_end: heap.end,
-            scenario: start.scenario,
+            scenario,
             tsc_per_us: u64::from(khz / 1000),
             cpus: self.config.apic_ids.len() as u64,
             apic_ids,

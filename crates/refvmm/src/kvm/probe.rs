@@ -82,7 +82,7 @@ pub fn probe() -> Result<Offer, KvmError> {
     code.push(0xef); // out dx, eax
     let start = Start {
         rsdp: 0,
-        scenario: 0,
+        scenario: "probe",
     };
     let result = machine.run(Arc::new(NoDevices), &Payload::flat(1 << 20, &code), start)?;
     let micros = result.elapsed.as_micros().max(1) as u64;

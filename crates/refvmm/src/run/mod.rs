@@ -148,10 +148,10 @@ pub fn run(job: &Job, accel: &Accel, timeout: Duration) -> Outcome {
 fn in_process(job: &Job, timeout: Duration) -> vm::Ran {
     let (lines, log) = mpsc::channel();
     let (done, result) = mpsc::channel();
-    let (index, machine, apic_ids) = (job.index, job.machine.clone(), job.apic_ids.clone());
+    let (name, machine, apic_ids) = (job.scenario.name, job.machine.clone(), job.apic_ids.clone());
     let body = move || {
         let log = Box::new(move |line: &str| drop(lines.send(line.to_owned())));
-        let report = inproc::run(index, &machine, &apic_ids, log);
+        let report = inproc::run(name, &machine, &apic_ids, log);
         drop(done.send(report.map_err(|error| error.to_string())));
     };
     let result = match std::thread::Builder::new()

@@ -32,8 +32,6 @@ pub struct Wishes {
 /// One scenario to run.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// Its index in [`scenarios::ALL`].
-    pub index: usize,
     /// The scenario.
     pub scenario: &'static Scenario,
     /// The machine it runs on.
@@ -122,12 +120,12 @@ pub fn plan(wishes: &Wishes) -> Result<Plan, PlanError> {
         jobs: Vec::new(),
         left_out: Vec::new(),
     };
-    for (index, scenario) in scenarios::ALL.iter().enumerate() {
+    for scenario in scenarios::ALL {
         let named = wishes.scenarios.iter().any(|name| name == scenario.name);
         if !named && !wishes.scenarios.is_empty() {
             continue;
         }
-        match job(wishes, index, scenario, named)? {
+        match job(wishes, scenario, named)? {
             Ok(job) => plan.jobs.push(job),
             Err(left_out) => plan.left_out.push(left_out),
         }
@@ -163,7 +161,6 @@ fn own(scenario: &'static Scenario, ram: &RamWish) -> Result<Machine, PlanError>
 
 fn job(
     wishes: &Wishes,
-    index: usize,
     scenario: &'static Scenario,
     named: bool,
 ) -> Result<Result<Job, LeftOut>, PlanError> {
@@ -180,7 +177,6 @@ fn job(
         wishes.interrupts
     };
     let job = |machine, on_its_own| Job {
-        index,
         scenario,
         machine,
         on_its_own,

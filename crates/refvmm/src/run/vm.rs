@@ -252,7 +252,7 @@ fn build_and_run(
         Board::new(&parts, &memory, &job.apic_ids, injector.clone()).map_err(|e| e.to_string())?;
     let start = Start {
         rsdp: layout::RSDP,
-        scenario: job.index as u64,
+        scenario: job.scenario.name,
     };
     let board = Arc::new(board);
     let run = match &job.saving {
