@@ -15,6 +15,7 @@ use amdvi_regs::dte::DteQ2;
 use amdvi_regs::irte::{Irte128Hi, Irte128Lo};
 use amdvi_regs::mmio::{Control, offset};
 use amdvi_regs::msi::Msi;
+use amdvi_vmm_glue::RemapSource;
 use amdvi_vmm_glue::endpoint::RemappedSource;
 use amdvi_vmm_glue::kvm::{FunctionIrqfds, IrqfdObserver, Irqfds, MsiFormat, RouteTable};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -35,6 +36,24 @@ impl Host for Nobody {
     fn deliver(&self, _: &Delivery) {}
     fn doorbell(&self, _: u32) {}
     fn commands_pending(&self) {}
+}
+
+/// A source that looks at the registers and the DTE for each message anew, as one without a
+/// [`RemapSource::routes`] of its own.
+struct OneByOne(RemappedSource);
+
+impl RemapSource for OneByOne {
+    fn request(&self, msi: Msi) -> Option<Delivery> {
+        self.0.request(msi)
+    }
+
+    fn resolve(&self, msi: Msi) -> Option<Delivery> {
+        self.0.resolve(msi)
+    }
+
+    fn route(&self, msi: Msi) -> Option<Delivery> {
+        self.0.route(msi)
+    }
 }
 
 fn vm() -> Result<VmFd, kvm_ioctls::Error> {
@@ -62,12 +81,19 @@ struct Rig {
 
 impl Rig {
     fn new(vm: &Arc<VmFd>) -> Self {
+        Self::with(vm, |source| source)
+    }
+
+    fn with<S: RemapSource + Send + Sync + 'static>(
+        vm: &Arc<VmFd>,
+        wrap: impl FnOnce(RemappedSource) -> S,
+    ) -> Self {
         let memory = Arc::new(TestMemory::new(0x10_0000));
         let options: Options = "amd-iommu,xtsup=on,numint2k=on".parse().unwrap();
         let iommu = Iommu::new(&options, memory.clone(), Arc::new(Nobody));
         let table = Arc::new(Mutex::new(RouteTable::new(MsiFormat::X2ApicApi, 24)));
         let irqfds = Irqfds::new(Arc::clone(vm), Arc::clone(&table));
-        let source = RemappedSource::new(iommu.endpoint(NIC));
+        let source = wrap(RemappedSource::new(iommu.endpoint(NIC)));
         let q2 = DteQ2::new()
             .with_iv(true)
             .with_int_ctl(2)
@@ -173,7 +199,6 @@ impl Rig {
 
     /// What a VMM does that keeps routes by giving KVM a table for each entry that is invalidated.
     fn table_for_each(&self, source: &RemappedSource) {
-        use amdvi_vmm_glue::RemapSource;
         self.next_cpu();
         for n in 0..VECTORS {
             self.write(n);
@@ -224,6 +249,11 @@ fn retarget(c: &mut Criterion) {
     rig.heat();
     group.throughput(Throughput::Elements(1));
     group.bench_function("routes/wait-without-change", |b| {
+        b.iter(|| rig.invalidate())
+    });
+    drop(rig);
+    let rig = Rig::with(&vm, OneByOne).follow();
+    group.bench_function("routes/wait-without-change-one-by-one", |b| {
         b.iter(|| rig.invalidate())
     });
     group.throughput(Throughput::Elements(VECTORS.into()));

@@ -134,10 +134,7 @@ impl Endpoint {
     ///
     /// An [`Observer`](crate::Observer) hears when the answer may have changed.
     pub fn resolve(&mut self, msi: Msi) -> Option<Delivery> {
-        match self.remapper.resolve(&*self.iommu.memory, msi) {
-            Outcome::Deliver(delivery) => Some(delivery),
-            Outcome::Posted(_) | Outcome::Blocked(_) => None,
-        }
+        self.remapper.resolve(&*self.iommu.memory, msi).delivery()
     }
 
     /// As [`resolve`](Self::resolve), for interrupts that will not come here: an irqfd's. `None` also
@@ -149,6 +146,18 @@ impl Endpoint {
             return None;
         }
         self.resolve(msi)
+    }
+
+    /// As [`route`](Self::route) for each of `messages`: tells the answers in their order. It looks at
+    /// the function's DTE once, which for many messages takes a fraction of the time.
+    ///
+    /// `tell` runs while the look-up is in flight and must not access the device's registers.
+    pub fn routes(&mut self, messages: &[Msi], mut tell: impl FnMut(Option<Delivery>)) {
+        if self.iommu.fabric.view.counters.interrupts() {
+            return messages.iter().for_each(|_| tell(None));
+        }
+        let memory = &*self.iommu.memory;
+        self.remapper.resolve_all(memory, messages, tell);
     }
 
     /// Translates the beginning of an untranslated DMA request of `len` bytes at `iova`.

@@ -177,7 +177,8 @@ impl Machine {
             };
             match choice >> 6 {
                 0 => drop(device.signal(msi)),
-                1 => drop(device.resolve(msi)),
+                1 if choice & 0x20 == 0 => drop(device.resolve(msi)),
+                1 => device.routes(&[msi, msi], |_| ()),
                 2 => drop(device.translate(address & 0xff_ffff, data & 0xffff, Access::Write)),
                 _ => drop(device.translate(address, data, Access::Read)),
             }

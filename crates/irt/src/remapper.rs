@@ -25,6 +25,16 @@ pub enum Outcome {
     Blocked(Fault),
 }
 
+impl Outcome {
+    /// What is to be delivered, if anything is.
+    pub fn delivery(&self) -> Option<Delivery> {
+        match self {
+            Self::Deliver(delivery) => Some(*delivery),
+            Self::Posted(_) | Self::Blocked(_) => None,
+        }
+    }
+}
+
 /// What remains to be done for an interrupt that was posted to a guest virtual APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Posted {
@@ -115,6 +125,20 @@ impl Remapper {
             Purpose::Resolve,
         )
         .outcome
+    }
+
+    /// Tells where each of `messages` would go now, in their order: what [`resolve`](Self::resolve)
+    /// says of it, `None` where nothing would be delivered. The DTE is read once for all of them, so
+    /// that a large function's routes cost little more than their IRTEs.
+    pub fn resolve_all(
+        &mut self,
+        memory: &(impl PhysMemory + ?Sized),
+        messages: &[Msi],
+        tell: impl FnMut(Option<Delivery>),
+    ) {
+        let in_flight = self.requester.enter();
+        let (view, device_id) = (in_flight.view(), in_flight.device_id());
+        walk::deliveries(view, memory, device_id, messages, tell);
     }
 
     /// Remaps a LINT message of the legacy interrupt controller.

@@ -97,6 +97,7 @@ fn classify(two_k: bool, msi: Msi, q2: DteQ2) -> Class {
 }
 
 /// The interrupt half of a DTE, found and checked.
+#[derive(Clone, Copy)]
 struct Entry {
     gpa: u64,
     q2: DteQ2,
@@ -170,11 +171,54 @@ pub(crate) fn message(
     if !control.iommu_en() {
         return Outcome::Deliver(Delivery::from_msi(msi)).into();
     }
-    let entry = match load_entry(view, memory, device_id, msi.address) {
-        Ok(Some(entry)) => entry,
-        Ok(None) => return Outcome::Deliver(Delivery::from_msi(msi)).into(),
-        Err(fault) => return fault.into(),
+    match load_entry(view, memory, device_id, msi.address) {
+        Ok(Some(entry)) => by_entry(view, control, memory, device_id, entry, msi, purpose),
+        Ok(None) => Outcome::Deliver(Delivery::from_msi(msi)).into(),
+        Err(fault) => fault.into(),
+    }
+}
+
+/// Where each of a function's `messages` would go now, in their order: what [`message`] says of them
+/// with [`Purpose::Resolve`], with one look at the registers and the DTE for all.
+pub(crate) fn deliveries(
+    view: &View,
+    memory: &(impl PhysMemory + ?Sized),
+    device_id: DeviceId,
+    messages: &[Msi],
+    mut tell: impl FnMut(Option<Delivery>),
+) {
+    let control = view.control();
+    let entry = if control.iommu_en() {
+        // The address is that of an event, and there is none.
+        load_entry(view, memory, device_id, 0)
+    } else {
+        Ok(None)
     };
+    for &msi in messages {
+        let walked = match entry {
+            _ if !is_msi_address(msi.address) => None,
+            Ok(Some(entry)) => {
+                let purpose = Purpose::Resolve;
+                let walked = by_entry(view, control, memory, device_id, entry, msi, purpose);
+                walked.outcome.delivery()
+            }
+            Ok(None) => Some(Delivery::from_msi(msi)),
+            Err(_) => None,
+        };
+        tell(walked);
+    }
+}
+
+/// Looks a message up by the DTE of its function.
+fn by_entry(
+    view: &View,
+    control: Control,
+    memory: &(impl PhysMemory + ?Sized),
+    device_id: DeviceId,
+    entry: Entry,
+    msi: Msi,
+    purpose: Purpose,
+) -> Walked {
     let index = match classify(view.num_int_2k(control), msi, entry.q2) {
         Class::Remappable { index } => index,
         Class::Pass(true) => return Outcome::Deliver(Delivery::from_msi(msi)).into(),

@@ -305,6 +305,23 @@ proptest! {
             let words = entries[index as usize % entries.len()];
             rig.set_irte128(index, words);
         }
+        // All at once, which posts nothing.
+        let page = backing_page(&rig);
+        let mut deliveries = Vec::new();
+        rig.device.resolve_all(&rig.memory, &messages, |delivery| deliveries.push(delivery));
+        prop_assert_eq!(deliveries.len(), messages.len());
+        for (msi, delivery) in messages.iter().zip(deliveries) {
+            let expected = model(&rig, control, offers_2k, *msi);
+            match delivery {
+                Some(delivery) => {
+                    let outcome = Outcome::Deliver(delivery);
+                    prop_assert_eq!(observed(&rig, &page, outcome), expected, "{:x?}", msi);
+                }
+                None => prop_assert!(!matches!(expected, Expected::Deliver(..)), "{:x?}", msi),
+            }
+            prop_assert_eq!(delivery, rig.device.resolve(&rig.memory, *msi).delivery());
+        }
+        prop_assert_eq!(&page, &backing_page(&rig));
         for msi in messages {
             let expected = model(&rig, control, offers_2k, msi);
             // A fetch-or of a bit that is set already changes nothing: clear it first.

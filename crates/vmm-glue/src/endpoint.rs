@@ -45,6 +45,10 @@ impl RemapSource for RemappedSource {
         self.lock().route(msi)
     }
 
+    fn routes(&self, messages: &[Msi], tell: &mut dyn FnMut(Option<Delivery>)) {
+        self.lock().routes(messages, tell);
+    }
+
     fn request_with(&self, msi: Msi, send: &mut dyn FnMut(&Delivery)) -> Option<Delivery> {
         match self.lock().signal_with(msi, send) {
             Signal::Delivered(delivery) => Some(delivery),

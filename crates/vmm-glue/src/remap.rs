@@ -28,6 +28,13 @@ pub trait RemapSource {
         self.resolve(msi)
     }
 
+    /// As `route` for each of `messages`: tells the answers in their order.
+    ///
+    /// `tell` only takes note. Override it when there is a faster way for many messages of one source.
+    fn routes(&self, messages: &[Msi], tell: &mut dyn FnMut(Option<Delivery>)) {
+        messages.iter().for_each(|msi| tell(self.route(*msi)));
+    }
+
     /// As `request`, and calls `send` with the delivery *while the request is in flight*: a
     /// COMPLETION_WAIT that follows an invalidation must not complete before `send` returned, or the
     /// old target could be hit after it (48882 §2.4.1).
@@ -68,6 +75,10 @@ impl<R: RemapSource + ?Sized> RemapSource for &R {
         (**self).route(msi)
     }
 
+    fn routes(&self, messages: &[Msi], tell: &mut dyn FnMut(Option<Delivery>)) {
+        (**self).routes(messages, tell);
+    }
+
     fn request_with(&self, msi: Msi, send: &mut dyn FnMut(&Delivery)) -> Option<Delivery> {
         (**self).request_with(msi, send)
     }
@@ -84,6 +95,10 @@ impl<R: RemapSource + ?Sized> RemapSource for Arc<R> {
 
     fn route(&self, msi: Msi) -> Option<Delivery> {
         (**self).route(msi)
+    }
+
+    fn routes(&self, messages: &[Msi], tell: &mut dyn FnMut(Option<Delivery>)) {
+        (**self).routes(messages, tell);
     }
 
     fn request_with(&self, msi: Msi, send: &mut dyn FnMut(&Delivery)) -> Option<Delivery> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use amdvi_device::testing::TestObserver;
-use amdvi_device::{Access, Changes, Pasid, Signal};
+use amdvi_device::{Access, Changes, Endpoint, Pasid, Signal};
 use amdvi_regs::DeviceId;
 use amdvi_regs::command::{Command, CompletionWait, InvalidateIommuPages};
 use amdvi_regs::dte::{Dte, DteQ0, DteQ1, DteQ2};
@@ -180,7 +180,14 @@ fn observers_hear_when_interrupts_begin_and_end_to_be_counted_and_routes_are_ref
     let mut nic = rig.nic();
     let resolved = nic.resolve(msi(0));
     assert!(resolved.is_some());
+    let routes = |nic: &mut Endpoint| {
+        let mut routes = Vec::new();
+        nic.routes(&[msi(0), msi(1)], |route| routes.push(route));
+        routes
+    };
     assert_eq!(nic.route(msi(0)), resolved);
+    let one_by_one = vec![nic.route(msi(0)), nic.route(msi(1))];
+    assert_eq!(routes(&mut nic), one_by_one);
     // Of DMA, and once more of interrupts.
     count(&rig, 0, CounterEvent::MemPassUntrans);
     assert_eq!(observer.take(), []);
@@ -189,6 +196,7 @@ fn observers_hear_when_interrupts_begin_and_end_to_be_counted_and_routes_are_ref
     count(&rig, 2, CounterEvent::IntDteMis);
     assert_eq!(observer.take(), []);
     assert_eq!((nic.route(msi(0)), nic.resolve(msi(0))), (None, resolved));
+    assert_eq!(routes(&mut nic), [None, None]);
     for n in [1, 2] {
         rig.write(register(1, n, CounterFunction::Source), 0);
     }

@@ -67,6 +67,10 @@ impl RemapSource for RouteSource {
         self.0.route(msi)
     }
 
+    fn routes(&self, messages: &[Msi], tell: &mut dyn FnMut(Option<Delivery>)) {
+        self.0.routes(messages, tell);
+    }
+
     fn request_with(&self, msi: Msi, send: &mut dyn FnMut(&Delivery)) -> Option<Delivery> {
         match self.0.signal_with(msi, |delivery, _| send(delivery)) {
             Signal::Delivered(delivery) => Some(delivery),

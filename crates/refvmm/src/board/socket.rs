@@ -186,6 +186,11 @@ impl Handle {
         self.space().endpoint().route(msi)
     }
 
+    /// As [`route`](Self::route) for each of `messages`, in their order.
+    pub fn routes(&self, messages: &[Msi], tell: impl FnMut(Option<Delivery>)) {
+        self.space().endpoint().routes(messages, tell);
+    }
+
     /// Sends an interrupt message in a way of the source's own. `deliver` gets the delivery and
     /// what sends it.
     pub fn signal_with(

@@ -191,20 +191,23 @@ impl<K: KvmIrqfds> FunctionIrqfds<K> {
     /// What the tables say now of every vector that has a route: those that must not be delivered by a
     /// route are taken back at once, those with another target are returned.
     pub(super) fn rederive(self: &Arc<Self>, plan: &mut Vec<Planned<K>>) -> Rederived {
-        let mut rederived = Rederived::default();
-        for (index, vector) in self.vectors.iter().enumerate() {
-            let mut state = vector.lock();
-            let (Some(route), Some(msi)) = (state.route, state.msi) else {
-                continue;
-            };
-            rederived.vectors += 1;
-            match self.source.route(msi) {
-                Some(delivery) if delivery == route => {}
+        let (vectors, changed) = self.changed(|state| state.route.is_some());
+        let mut rederived = Rederived {
+            vectors: vectors as u64,
+            taken_back: 0,
+        };
+        for Changed {
+            index,
+            msi,
+            delivery,
+        } in changed
+        {
+            match delivery {
                 Some(delivery) if self.is_routable(&delivery) => {
                     plan.push(self.planned(index, msi, delivery));
                 }
                 _ => {
-                    self.take_back(&mut state);
+                    self.take_back(&mut self.vectors[index].lock());
                     rederived.taken_back += 1;
                 }
             }
@@ -214,15 +217,44 @@ impl<K: KvmIrqfds> FunctionIrqfds<K> {
 
     /// The vectors that wait for a route and can have one.
     pub(super) fn warm(self: &Arc<Self>, plan: &mut Vec<Planned<K>>) {
-        for (index, vector) in self.vectors.iter().enumerate() {
-            let state = vector.lock();
-            if let (true, Some(msi)) = (state.is_warm(), state.msi)
-                && let Some(delivery) = self.source.route(msi)
+        for changed in self.changed(State::is_warm).1 {
+            if let Some(delivery) = changed.delivery
                 && self.is_routable(&delivery)
             {
-                plan.push(self.planned(index, msi, delivery));
+                plan.push(self.planned(changed.index, changed.msi, delivery));
             }
         }
+    }
+
+    /// Asks the source about all vectors that are `wanted`: how many these are, and those for which it
+    /// says something else than their route.
+    ///
+    /// A vector's lock is not held while the source is asked, since whoever holds one may wait for the
+    /// source. A vector that is given another message meanwhile loses its route for good: who gives routes
+    /// has the list of functions, and that is the caller.
+    fn changed(&self, wanted: impl Fn(&State) -> bool) -> (usize, Vec<Changed>) {
+        let (mut places, mut messages) = (Vec::new(), Vec::new());
+        for (index, vector) in self.vectors.iter().enumerate() {
+            let state = vector.lock();
+            if let (true, Some(msi)) = (wanted(&state), state.msi) {
+                places.push((index, state.route));
+                messages.push(msi);
+            }
+        }
+        let mut changed = Vec::new();
+        let mut asked = places.iter().zip(&messages);
+        self.source.routes(&messages, &mut |delivery| {
+            if let Some((&(index, route), &msi)) = asked.next()
+                && route != delivery
+            {
+                changed.push(Changed {
+                    index,
+                    msi,
+                    delivery,
+                });
+            }
+        });
+        (messages.len(), changed)
     }
 
     fn planned(self: &Arc<Self>, index: usize, msi: Msi, delivery: Delivery) -> Planned<K> {
@@ -244,6 +276,13 @@ impl<K: KvmIrqfds> FunctionIrqfds<K> {
             )
             && KvmMessage::encode(delivery, self.vm.format).is_ok()
     }
+}
+
+/// A vector for whose message the source now says something else than its route.
+struct Changed {
+    index: usize,
+    msi: Msi,
+    delivery: Option<Delivery>,
 }
 
 /// What [`FunctionIrqfds::rederive`] has done.

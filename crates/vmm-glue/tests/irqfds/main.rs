@@ -1,16 +1,15 @@
 //! Irqfds under a guest that rewrites its tables: no interrupt by an old route, none lost, and few tables.
 
-mod irqfd_rig;
+mod model;
+mod rig;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
-use amdvi_regs::msi::Msi;
 use amdvi_vmm_glue::endpoint::RemappedSource;
 use amdvi_vmm_glue::kvm::{FunctionIrqfds, KvmMessage};
 use amdvi_vmm_glue::remap::RemapSource;
-use irqfd_rig::{HOT, Kvm, Machine, Outcome, message, target};
-use proptest::prelude::*;
+use rig::{HOT, Kvm, Machine, Outcome, message, target};
 
 #[test]
 fn a_vector_has_a_route_once_it_is_used_and_all_that_were_used_get_theirs_at_once() {
@@ -379,143 +378,4 @@ fn no_thread_sends_to_an_old_target_after_completion_wait() {
     assert!(counters.commits <= counters.notifications);
     assert!(counters.by_irqfd > 0 && counters.by_userspace > 0);
     assert_eq!(m.irqfds.take_errors().count, 0);
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    /// An entry is rewritten: to a target, or blocked.
-    Write(u16, Option<u16>),
-    /// Several entries are.
-    WriteMany(u16, u16, u16),
-    Invalidate,
-    Wait,
-    /// A vector fires so often.
-    Fire(u16, u32),
-    /// A vector gets the message of an entry.
-    Program(u16, u16),
-    Enable(bool),
-    Count(bool),
-    RefuseTables(bool),
-}
-
-const VECTORS: u16 = 64;
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let vector = 0..VECTORS;
-    let step = prop_oneof![
-        4 => (vector.clone(), prop::option::weighted(0.8, 0..2048u16)).prop_map(|(v, t)| Step::Write(v, t)),
-        2 => (vector.clone(), vector.clone(), 0..2048u16).prop_map(|(a, b, t)| Step::WriteMany(a, b, t)),
-        4 => Just(Step::Invalidate),
-        4 => Just(Step::Wait),
-        6 => (vector.clone(), prop::sample::select(vec![1, 1, 1, 70])).prop_map(|(v, n)| Step::Fire(v, n)),
-        1 => (vector.clone(), vector).prop_map(|(v, i)| Step::Program(v, i)),
-        1 => any::<bool>().prop_map(Step::Enable),
-        1 => any::<bool>().prop_map(Step::Count),
-        1 => prop::bool::weighted(0.2).prop_map(Step::RefuseTables),
-    ];
-    prop::collection::vec(step, 1..80)
-}
-
-/// What the guest may see of an entry: what it says, and what it said since the last invalidation that
-/// a COMPLETION_WAIT has completed.
-type Allowed = Vec<Vec<Option<u16>>>;
-
-fn check_fire(m: &Machine, allowed: &Allowed, enabled: bool, vector: u16) {
-    let msi: Msi = m.programmed(vector);
-    let events = m.events();
-    let outcome = m.fire(vector);
-    let expected: Vec<Outcome> = if enabled {
-        let entry = &allowed[msi.data as usize];
-        let outcome =
-            |of: &Option<u16>| of.map_or(Outcome::Blocked, |of| Outcome::Delivered(target(of)));
-        entry.iter().map(outcome).collect()
-    } else {
-        vec![Outcome::Delivered(amdvi_irt::Delivery::from_msi(msi))]
-    };
-    assert!(
-        expected.contains(&outcome),
-        "{outcome:?}, not one of {expected:?}"
-    );
-    let logged = u64::from(outcome == Outcome::Blocked);
-    assert_eq!(m.events() - events, logged);
-}
-
-fn run(steps: Vec<Step>) {
-    let m = Machine::hot(VECTORS);
-    let mut allowed: Allowed = (0..VECTORS).map(|n| vec![Some(n)]).collect();
-    let (mut enabled, mut told) = (true, m.told());
-    // What the next COMPLETION_WAIT does: ends the use of old entries, tells the observer.
-    let (mut invalidated, mut pending) = (None, false);
-    for step in steps {
-        let tables = m.kvm.tables();
-        let (mut is_told, mut is_new): (_, Option<Vec<usize>>) = (false, None);
-        let mut write = |entry: u16, to| {
-            m.write(entry, to);
-            allowed[usize::from(entry)].push(to);
-        };
-        match step {
-            Step::Write(entry, to) => write(entry, to),
-            Step::WriteMany(first, last, to) => {
-                (first..=last).for_each(|n| write(n, Some((to + n) % 2048)));
-            }
-            // Nobody takes commands then.
-            Step::Invalidate | Step::Wait if !enabled => {}
-            Step::Invalidate => {
-                m.invalidate();
-                // What is looked up from here on may be kept, whatever is written later.
-                let kept = |entry: &Vec<_>| entry.len() - 1;
-                (invalidated, pending) = (Some(allowed.iter().map(kept).collect()), true);
-            }
-            Step::Wait => {
-                m.wait();
-                is_told = std::mem::take(&mut pending);
-                is_new = invalidated.take();
-            }
-            Step::Fire(vector, times) => {
-                for _ in 0..times {
-                    check_fire(&m, &allowed, enabled, vector);
-                }
-            }
-            Step::Program(vector, entry) => m.program(vector, entry),
-            Step::Enable(on) => {
-                m.enable(on);
-                is_told = on != enabled;
-                if is_told {
-                    is_new = Some(allowed.iter().map(|entry| entry.len() - 1).collect());
-                    invalidated = None;
-                }
-                pending |= is_told;
-                enabled = on;
-            }
-            Step::Count(on) => {
-                is_told = m.count_interrupts(on);
-                pending |= is_told;
-            }
-            Step::RefuseTables(refuse) => m.kvm.refuse_tables(refuse),
-        }
-        for (entry, old) in allowed.iter_mut().zip(is_new.iter().flatten()) {
-            entry.drain(..old);
-        }
-        if is_told {
-            told += 1;
-            m.assert_routes_are_fresh();
-            assert!(m.kvm.tables() - tables <= 1);
-        }
-        assert!(
-            m.kvm.tables() <= told,
-            "{} tables, told {told} times",
-            m.kvm.tables()
-        );
-        assert_eq!(m.kvm.lost(), 0, "written to an irqfd without a route");
-    }
-    let counters = m.irqfds.counters();
-    assert_eq!(counters.commits, m.kvm.tables());
-    assert_eq!(counters.notifications, told);
-}
-
-proptest! {
-    #[test]
-    fn every_interrupt_goes_where_the_guest_may_expect_it_and_tables_are_few(steps in steps()) {
-        run(steps);
-    }
 }

@@ -10,9 +10,11 @@ use amdvi_device::testing::{TestHost, TestMemory};
 use amdvi_device::{Iommu, Options};
 use amdvi_irt::{Delivery, DestMode, Trigger};
 use amdvi_regs::DeviceId;
-use amdvi_regs::command::{Command, CompletionWait, InvalidateInterruptTable};
+use amdvi_regs::command::{
+    Command, CompletionWait, InvalidateDevtabEntry, InvalidateInterruptTable,
+};
 use amdvi_regs::dte::DteQ2;
-use amdvi_regs::irte::{Irte128Hi, Irte128Lo};
+use amdvi_regs::irte::{Irte128GuestLo, Irte128Hi, Irte128Lo};
 use amdvi_regs::mmio::{Control, CounterAddress, CounterEvent, CounterFunction, offset};
 use amdvi_regs::msi::{DeliveryMode, Msi};
 use amdvi_vmm_glue::endpoint::RemappedSource;
@@ -30,9 +32,35 @@ const COMMANDS: u64 = 0x1_0000;
 const STORE: u64 = 0x2_0000;
 const DEVICE_TABLE: u64 = 0x3_0000;
 const IRT: u64 = 0x4_0000;
+/// The table of [`Dte::OtherTable`], whose entry n has target n + [`OTHER_TARGET`].
+const OTHER_IRT: u64 = 0x5_0000;
+/// Page of a guest virtual APIC.
+const BACKING_PAGE: u64 = 0x6_0000;
 const EVENTS: u64 = 0x10_0000;
 /// 32,768 entries: more than any test logs.
 const EVENTS_LENGTH: u64 = 15;
+
+/// What entries of the other table have for targets.
+pub(crate) const OTHER_TARGET: u16 = 1000;
+/// Length of the table of [`Dte::ShortTable`].
+pub(crate) const SHORT: u16 = 32;
+
+/// What the function's DTE says of its interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dte {
+    /// They are remapped by the table that [`Machine::write`] writes.
+    Remap,
+    /// By another table.
+    OtherTable,
+    /// By the first [`SHORT`] entries only.
+    ShortTable,
+    /// They are forwarded, IntCtl = 1.
+    Forward,
+    /// They are blocked, IntCtl = 0.
+    Abort,
+    /// IV = 0.
+    NotValid,
+}
 
 /// Interrupts that make a vector hot.
 pub(crate) const HOT: u32 = 64;
@@ -223,17 +251,10 @@ impl Machine {
     /// A function whose vector n has the message of entry n, which has target n.
     pub(crate) fn new(vectors: u16) -> Self {
         let memory = Arc::new(TestMemory::new(0x40_0000));
-        let options: Options = "amd-iommu,xtsup=on,numint2k=on,perf-counters=2x4"
+        let options: Options = "amd-iommu,xtsup=on,numint2k=on,vapic=on,perf-counters=2x4"
             .parse()
             .unwrap();
         let iommu = Iommu::new(&options, memory.clone(), Arc::new(TestHost::default()));
-        let q2 = DteQ2::new()
-            .with_iv(true)
-            .with_int_ctl(2)
-            .with_int_tab_len(11)
-            .with_int_tab_address(IRT);
-        let dte = DEVICE_TABLE + 32 * u64::from(NIC.0);
-        memory.write(dte + 16, q2.into_bits());
         let write = |at, value: u64| iommu.mmio_write(at, &value.to_le_bytes());
         write(offset::DEVICE_TABLE_BASE, DEVICE_TABLE);
         write(offset::COMMAND_BUFFER_BASE, COMMANDS | 8 << 56);
@@ -254,6 +275,7 @@ impl Machine {
             sent: RefCell::new((0..vectors).map(message).collect()),
             iommu,
         };
+        machine.set_dte(Dte::Remap);
         for n in 0..vectors {
             machine.write(n, Some(n));
         }
@@ -307,6 +329,7 @@ impl Machine {
             .with_event_log_en(true)
             .with_ga_en(true)
             .with_xt_en(true)
+            .with_gam_en(1)
             .with_num_int_remap_mode(1)
             .into_bits();
         self.iommu
@@ -345,15 +368,59 @@ impl Machine {
         self.register(Self::counter(CounterFunction::Value))
     }
 
+    /// Rewrites the function's DTE; the IOMMU need not notice before it is invalidated.
+    pub(crate) fn set_dte(&self, dte: Dte) {
+        let table = match dte {
+            Dte::OtherTable => OTHER_IRT,
+            _ => IRT,
+        };
+        if dte == Dte::OtherTable {
+            let entries = self.programmed.borrow().len() as u16;
+            (0..entries).for_each(|n| self.write_at(table, n, Some(n + OTHER_TARGET)));
+        }
+        let q2 = DteQ2::new()
+            .with_iv(dte != Dte::NotValid)
+            .with_int_ctl(match dte {
+                Dte::Forward => 1,
+                Dte::Abort => 0,
+                _ => 2,
+            })
+            .with_int_tab_len(if dte == Dte::ShortTable {
+                SHORT.ilog2() as u8
+            } else {
+                11
+            })
+            .with_int_tab_address(table);
+        let gpa = DEVICE_TABLE + 32 * u64::from(NIC.0);
+        self.memory.write(gpa + 16, q2.into_bits());
+    }
+
     /// Rewrites entry `n`; the IOMMU need not notice before it is invalidated.
     pub(crate) fn write(&self, n: u16, to: Option<u16>) {
+        self.write_at(IRT, n, to);
+    }
+
+    /// Makes entry `n` that of a guest virtual APIC.
+    pub(crate) fn write_guest(&self, n: u16) {
+        let low = Irte128GuestLo::new()
+            .with_remap_en(true)
+            .with_guest_mode(true);
+        let high = Irte128Hi::new()
+            .with_vector(0x40)
+            .with_ga_root(BACKING_PAGE >> 12);
+        let at = IRT + 16 * u64::from(n);
+        self.memory
+            .write_all(at, &[low.into_bits(), high.into_bits()]);
+    }
+
+    fn write_at(&self, table: u64, n: u16, to: Option<u16>) {
         let delivery = to.map(target);
         let (dest, vector) = delivery.map_or((0, 0), |d| (d.dest, d.vector));
         let low = Irte128Lo::new()
             .with_remap_en(to.is_some())
             .with_destination_lo(dest);
         let high = Irte128Hi::new().with_vector(vector);
-        let at = IRT + 16 * u64::from(n);
+        let at = table + 16 * u64::from(n);
         self.memory
             .write_all(at, &[low.into_bits(), high.into_bits()]);
     }
@@ -368,6 +435,12 @@ impl Machine {
 
     pub(crate) fn invalidate(&self) {
         self.command(InvalidateInterruptTable::new().with_device_id(NIC.0).into());
+    }
+
+    /// What a guest sends after it changed the DTE.
+    pub(crate) fn invalidate_dte(&self) {
+        self.command(InvalidateDevtabEntry::new().with_device_id(NIC.0).into());
+        self.invalidate();
     }
 
     pub(crate) fn invalidate_other(&self) {
