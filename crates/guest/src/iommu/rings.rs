@@ -81,6 +81,12 @@ impl Iommu {
 
     /// Waits until all commands so far have completed: COMPLETION_WAIT with a store.
     pub fn wait<P: Platform + ?Sized>(&mut self, p: &mut P) -> Result<()> {
+        self.begin_wait(p)?;
+        self.end_wait(p)
+    }
+
+    /// Sends the COMPLETION_WAIT of [`wait`](Self::wait).
+    pub fn begin_wait<P: Platform + ?Sized>(&mut self, p: &mut P) -> Result<()> {
         self.sequence += 1;
         let (gpa, value) = (self.semaphore, self.sequence);
         self.submit(
@@ -92,6 +98,12 @@ impl Iommu {
                 .into(),
         )?;
         self.kick(p);
+        Ok(())
+    }
+
+    /// Waits for the store of the last [`begin_wait`](Self::begin_wait).
+    pub fn end_wait<P: Platform + ?Sized>(&mut self, p: &mut P) -> Result<()> {
+        let (gpa, value) = (self.semaphore, self.sequence);
         let mut rounds = 0u32;
         wait::until(p, |p| {
             rounds = rounds.wrapping_add(1);

@@ -1,19 +1,22 @@
 //! What the IOMMU asks of the board.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use amdvi_device::Host;
+use amdvi_device::{Host, InvalidationWait};
 use amdvi_irt::Delivery;
 
 use super::Injector;
+use super::patience::Patience;
 use super::recorder::Recorder;
 use super::worker::Bell;
 
-/// Records every interrupt, and passes it on to the CPUs.
+/// One IOMMU's host. It records every interrupt, and passes it on to the CPUs.
 pub(super) struct BoardHost {
     injector: Arc<dyn Injector>,
     recorder: Arc<Recorder>,
     bell: Arc<Bell>,
+    patience: Arc<Patience>,
 }
 
 impl BoardHost {
@@ -21,11 +24,13 @@ impl BoardHost {
         injector: Arc<dyn Injector>,
         recorder: Arc<Recorder>,
         bell: Arc<Bell>,
+        patience: Arc<Patience>,
     ) -> Self {
         Self {
             injector,
             recorder,
             bell,
+            patience,
         }
     }
 }
@@ -43,5 +48,11 @@ impl Host for BoardHost {
 
     fn commands_pending(&self) {
         self.bell.ring();
+    }
+
+    fn await_invalidations(&self, wait: &InvalidationWait) -> bool {
+        self.patience.begin(wait, Instant::now());
+        self.bell.set_clock();
+        true
     }
 }

@@ -12,6 +12,7 @@ mod hpet;
 mod ioapic;
 mod ivrs;
 pub mod legacy;
+mod patience;
 pub mod pci;
 mod places;
 pub(crate) mod properties;
@@ -41,6 +42,7 @@ use host::BoardHost;
 use hpet::Hpet;
 use ioapic::BoardIoapic;
 use legacy::SerialPort;
+use patience::Patience;
 use pci::{Fixed, IommuFunction, PciBus};
 use places::Place;
 use recorder::Recorder;
@@ -206,14 +208,16 @@ impl Board {
         let places = config.places()?;
         let recorder = Arc::new(Recorder::default());
         let bell = Arc::new(Bell::default());
-        let host = Arc::new(BoardHost::new(
-            Arc::clone(&injector),
-            Arc::clone(&recorder),
-            Arc::clone(&bell),
-        ));
         let socket = |iommu: &IommuConfig| {
-            let options = iommu.options.clone();
-            Arc::new(Socket::new(options, Arc::clone(memory), host.clone()))
+            let patience = Arc::new(Patience::default());
+            let host = BoardHost::new(
+                Arc::clone(&injector),
+                Arc::clone(&recorder),
+                Arc::clone(&bell),
+                Arc::clone(&patience),
+            );
+            let (options, memory) = (iommu.options.clone(), Arc::clone(memory));
+            Arc::new(Socket::new(options, memory, Arc::new(host), patience))
         };
         let sockets: Vec<_> = config.iommus.iter().map(socket).collect();
         let requester = config.ivrs.ioapic;

@@ -4,7 +4,9 @@
 //! guest, so that a test guest can see that nothing is lost on the way.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
+use super::patience::Patience;
 use crate::ram::Memory;
 use amdvi_device::{DeviceAts, Host, Iommu, Observer, Options, RestoreError, Signal};
 use amdvi_irt::Delivery;
@@ -33,14 +35,21 @@ pub(crate) struct Socket {
     memory: Arc<Memory>,
     physical: Arc<dyn PhysMemory>,
     host: Arc<dyn Host>,
+    /// Of the `host`.
+    patience: Arc<Patience>,
     current: RwLock<Arc<Iommu>>,
     handles: Mutex<Vec<Arc<Handle>>>,
     observers: Mutex<Vec<Arc<dyn Observer>>>,
 }
 
 impl Socket {
-    /// Builds the device.
-    pub(crate) fn new(options: Options, memory: Arc<Memory>, host: Arc<dyn Host>) -> Self {
+    /// Builds the device; `patience` is what its `host` has with devices.
+    pub(super) fn new(
+        options: Options,
+        memory: Arc<Memory>,
+        host: Arc<dyn Host>,
+        patience: Arc<Patience>,
+    ) -> Self {
         let physical: Arc<dyn PhysMemory> = Arc::new(GuestRam::new(Arc::clone(&memory)));
         let iommu = Iommu::new(&options, Arc::clone(&physical), Arc::clone(&host));
         Self {
@@ -48,6 +57,7 @@ impl Socket {
             memory,
             physical,
             host,
+            patience,
             current: RwLock::new(iommu),
             handles: Mutex::default(),
             observers: Mutex::default(),
@@ -62,6 +72,20 @@ impl Socket {
     /// Uses the device; it is not replaced meanwhile.
     pub(crate) fn with<T>(&self, use_it: impl FnOnce(&Arc<Iommu>) -> T) -> T {
         use_it(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// When [`expire`](Self::expire) has something to do.
+    pub(super) fn patience_ends(&self) -> Option<Instant> {
+        self.patience.end()
+    }
+
+    /// Lets the device go on if it has waited for others for long enough.
+    pub(super) fn expire(&self, now: Instant) {
+        self.with(|iommu| {
+            if let Some(wait) = self.patience.take_over(now) {
+                iommu.expire_invalidations(&wait);
+            }
+        });
     }
 
     /// Reads a register of the device; `false` when it does not decode `gpa`.
@@ -137,6 +161,7 @@ impl Socket {
         for observer in lock(&self.observers).iter() {
             iommu.add_observer(Arc::clone(observer));
         }
+        self.patience.forget();
         *current = iommu;
         Ok(())
     }

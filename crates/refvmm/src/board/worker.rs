@@ -1,7 +1,9 @@
-//! The thread that runs the IOMMUs' commands when a tail write left some over.
+//! The thread that runs the IOMMUs' commands when a tail write left some over, and that ends their
+//! waits for devices.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use super::socket::Socket;
 
@@ -29,18 +31,34 @@ impl Bell {
         self.set(|todo| todo.run = true);
     }
 
+    /// There is another time at which something is to be done.
+    pub(crate) fn set_clock(&self) {
+        self.set(|_| ());
+    }
+
     fn set(&self, change: impl FnOnce(&mut Todo)) {
         change(&mut self.todo.lock().unwrap_or_else(PoisonError::into_inner));
         self.rung.notify_one();
     }
 
-    /// Waits for work; `false` when the worker is to end.
-    fn wait(&self) -> bool {
-        let todo = self.todo.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut todo = self
-            .rung
-            .wait_while(todo, |todo| (!todo.run || todo.hold) && !todo.stop)
-            .unwrap_or_else(PoisonError::into_inner);
+    /// Waits for work, of which there is some when it is `due` at the latest; `false` when the worker is
+    /// to end.
+    fn wait(&self, due: impl Fn() -> Option<Instant>) -> bool {
+        let mut todo = self.todo.lock().unwrap_or_else(PoisonError::into_inner);
+        while !todo.stop {
+            // With the lock: who makes it due earlier rings afterwards.
+            let left = due().map(|due| due.saturating_duration_since(Instant::now()));
+            todo = match left {
+                _ if todo.hold => self.rung.wait(todo).unwrap_or_else(PoisonError::into_inner),
+                _ if todo.run => break,
+                Some(left) if left.is_zero() => break,
+                Some(left) => {
+                    let waited = self.rung.wait_timeout(todo, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.rung.wait(todo).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
         todo.run = false;
         todo.busy = true;
         !todo.stop
@@ -77,7 +95,13 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("iommu-commands".into())
             .spawn(move || {
-                while theirs.wait() {
+                let due = || {
+                    let ends = sockets.iter().filter_map(|socket| socket.patience_ends());
+                    ends.min()
+                };
+                while theirs.wait(due) {
+                    let now = Instant::now();
+                    sockets.iter().for_each(|socket| socket.expire(now));
                     // A device is taken anew for each bounded piece of work, so that it can be
                     // replaced in between; the devices take turns.
                     let mut more = true;

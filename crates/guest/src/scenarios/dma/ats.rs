@@ -34,16 +34,7 @@ pub(in crate::scenarios) fn run<Q: Platform + ?Sized>(
     p: &mut Q,
     report: &mut Report,
 ) -> Result<()> {
-    let mut m = Machine::start(p, Config::offered)?;
-    required(&m)?;
-    super::v1::levels(&m)?;
-    ensure!(
-        m.has_ats(),
-        "the IOMMU's capability block has IotlbSup=0: no ATS"
-    );
-    m.dev.pasid_enable(m.p, true)?;
-    m.dev.ats_enable(m.p, true)?;
-    let rig = Rig::new(&mut m)?;
+    let (mut m, rig) = start(p, true)?;
     not_allowed(&mut m, &rig)?;
     kept(&mut m, &rig)?;
     permissions(&mut m, &rig)?;
@@ -73,6 +64,26 @@ pub(in crate::scenarios) fn run<Q: Platform + ?Sized>(
              and translated ones, unreadable tables, none for a missing page"
         ),
     )
+}
+
+/// A machine whose endpoint has ATS switched on, and if wanted PASIDs.
+pub(super) fn start<Q: Platform + ?Sized>(
+    p: &mut Q,
+    pasids: bool,
+) -> Result<(Machine<'_, Q>, Rig)> {
+    let mut m = Machine::start(p, Config::offered)?;
+    required(&m)?;
+    super::v1::levels(&m)?;
+    ensure!(
+        m.has_ats(),
+        "the IOMMU's capability block has IotlbSup=0: no ATS"
+    );
+    if pasids {
+        m.dev.pasid_enable(m.p, true)?;
+    }
+    m.dev.ats_enable(m.p, true)?;
+    let rig = Rig::new(&mut m)?;
+    Ok((m, rig))
 }
 
 /// Translations in the endpoint's TLB.

@@ -5,6 +5,7 @@ mod rig;
 mod sharing;
 mod snapshot;
 mod topology;
+mod waits;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -35,8 +35,8 @@ const DOMAIN: u16 = 3;
 const RING: u64 = 8 << 56;
 
 /// The machine, and the next slot of its command buffer.
-struct Rig {
-    m: Machine,
+pub(super) struct Rig {
+    pub(super) m: Machine,
     tail: std::cell::Cell<u64>,
 }
 
@@ -48,7 +48,7 @@ fn host_entry(page: u64) -> u64 {
 impl Rig {
     /// An endpoint with all capabilities behind an IOMMU that offers everything; page 0 of the host
     /// table leads to the first page.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let config = Config {
             iommus: vec![
                 "amd-iommu,gtsup=on,pprsup=on,device-iotlb=on"
@@ -72,22 +72,41 @@ impl Rig {
             (offset::DEVICE_TABLE_BASE, DEVICE_TABLE | 0x1ff),
             (offset::COMMAND_BUFFER_BASE, COMMANDS | RING),
             (offset::PPR_LOG_BASE, PPR_LOG | RING),
-            (
-                offset::CONTROL,
-                Control::RESET
-                    .with_iommu_en(true)
-                    .with_cmd_buf_en(true)
-                    .with_gt_en(true)
-                    .with_ppr_en(true)
-                    .with_ppr_log_en(true)
-                    .into_bits(),
-            ),
         ] {
-            rig.m
-                .board
-                .mmio_write(REGISTERS + register, &value.to_le_bytes());
+            rig.register(register, value);
         }
+        rig.enable(0);
         rig
+    }
+
+    fn register(&self, register: u64, value: u64) {
+        self.m
+            .board
+            .mmio_write(REGISTERS + register, &value.to_le_bytes());
+    }
+
+    /// Switches everything on, with this InvTimeOut.
+    pub(super) fn enable(&self, inv_time_out: u8) {
+        self.set_control(inv_time_out, true);
+    }
+
+    fn set_control(&self, inv_time_out: u8, commands: bool) {
+        let control = Control::RESET
+            .with_iommu_en(true)
+            .with_cmd_buf_en(commands)
+            .with_inv_time_out(inv_time_out)
+            .with_gt_en(true)
+            .with_ppr_en(true)
+            .with_ppr_log_en(true);
+        self.register(offset::CONTROL, control.into_bits());
+    }
+
+    /// Switches the command processor off, and on again with an empty ring.
+    pub(super) fn restart(&self, inv_time_out: u8) {
+        self.set_control(inv_time_out, false);
+        self.register(offset::COMMAND_BUFFER_BASE, COMMANDS | RING);
+        self.tail.set(0);
+        self.set_control(inv_time_out, true);
     }
 
     fn store(&self, gpa: u64, word: u64) {
@@ -99,7 +118,7 @@ impl Rig {
     }
 
     /// Host translation, with ATS and page requests allowed.
-    fn host(&self) {
+    pub(super) fn host(&self) {
         let q0 = DteQ0::new()
             .with_v(true)
             .with_tv(true)
@@ -127,6 +146,20 @@ impl Rig {
 
     /// Runs a command, and COMPLETION_WAIT after it.
     fn command(&self, command: Command) {
+        self.begin(command);
+        self.end();
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.load(STORE) == 1
+    }
+
+    pub(super) fn end(&self) {
+        eventually("COMPLETION_WAIT", || self.is_complete());
+    }
+
+    /// Tells the IOMMU of a command, and of a COMPLETION_WAIT after it.
+    pub(super) fn begin(&self, command: Command) {
         self.store(STORE, 0);
         let wait = CompletionWait::new()
             .with_s(true)
@@ -140,7 +173,16 @@ impl Rig {
         }
         self.m
             .write(REGISTERS + offset::COMMAND_TAIL, self.tail.get() as u32);
-        eventually("COMPLETION_WAIT", || self.load(STORE) == 1);
+    }
+
+    /// What takes all translations of the endpoint away.
+    pub(super) fn invalidate_device() -> Command {
+        InvalidateIotlbPages::new()
+            .with_device_id(ENDPOINT.0)
+            .with_queue_id(ENDPOINT.0)
+            .with_max_pend(32)
+            .with_range(InvalidationRange::All)
+            .into()
     }
 
     /// Takes the IOMMU's own translations away, and with `device` those of the endpoint.
@@ -150,12 +192,7 @@ impl Rig {
             .with_range(InvalidationRange::All);
         self.command(pages.into());
         if device {
-            let pages = InvalidateIotlbPages::new()
-                .with_device_id(ENDPOINT.0)
-                .with_queue_id(ENDPOINT.0)
-                .with_max_pend(32)
-                .with_range(InvalidationRange::All);
-            self.command(pages.into());
+            self.command(Self::invalidate_device());
         }
     }
 
@@ -175,7 +212,7 @@ impl Rig {
         self.control(0x1b, 6, control);
     }
 
-    fn ats(&self, on: bool) {
+    pub(super) fn ats(&self, on: bool) {
         self.control(0x0f, 6, u16::from(on) << 15);
     }
 
@@ -205,7 +242,7 @@ impl Rig {
         (self.channel(channel::STATUS), self.channel(channel::REASON))
     }
 
-    fn counter(&self, register: u64) -> u64 {
+    pub(super) fn counter(&self, register: u64) -> u64 {
         self.m.endpoint64(register)
     }
 }
