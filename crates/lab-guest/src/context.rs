@@ -129,10 +129,10 @@ pub(crate) fn online_cpus() -> Result<Vec<u32>> {
     list(&text("/sys/devices/system/cpu/online")?)
 }
 
-/// The numbers in a list such as `0-3,8`.
-fn list(text: &str) -> Result<Vec<u32>> {
+/// The numbers in a list such as `0-3,8` or `0, 1`.
+pub(crate) fn list(text: &str) -> Result<Vec<u32>> {
     let mut numbers = Vec::new();
-    for part in text.split(',') {
+    for part in text.split(',').map(str::trim) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         numbers.extend(first.parse::<u32>()?..=last.parse()?);
     }
@@ -142,22 +142,38 @@ fn list(text: &str) -> Result<Vec<u32>> {
 /// Binds this thread to one of the processors that are online, the `n`th modulo their number. One that
 /// leaves just now is no fault: then it is the next.
 pub(crate) fn pin(n: usize) -> Result<()> {
+    const TRIES: usize = 8;
+    for n in n..n + TRIES {
+        let cpus = online_cpus()?;
+        if bind(cpus[n % cpus.len()])? {
+            return Ok(());
+        }
+    }
+    bail!("none of {TRIES} processors to bind to was there")
+}
+
+/// Binds this thread to a processor, or to another one if that has left.
+pub(crate) fn pin_to(cpu: u32) -> Result<()> {
+    if bind(cpu)? {
+        return Ok(());
+    }
+    pin(cpu as usize)
+}
+
+/// Binds this thread to a processor; `false` when it is not there.
+fn bind(cpu: u32) -> Result<bool> {
     use nix::errno::Errno;
     use nix::sched::{CpuSet, sched_setaffinity};
     use nix::unistd::Pid;
-    const TRIES: usize = 8;
-    let mut bound = Ok(());
-    for n in n..n + TRIES {
-        let cpus = online_cpus()?;
-        let cpu = cpus[n % cpus.len()];
-        let mut set = CpuSet::new();
-        set.set(cpu as usize)?;
-        bound = match sched_setaffinity(Pid::from_raw(0), &set) {
-            Err(Errno::EINVAL) => Err(Errno::EINVAL),
-            other => return other.with_context(|| format!("bind to processor {cpu}")),
-        };
+    let mut set = CpuSet::new();
+    set.set(cpu as usize)?;
+    match sched_setaffinity(Pid::from_raw(0), &set) {
+        Err(Errno::EINVAL) => Ok(false),
+        other => {
+            other.with_context(|| format!("bind to processor {cpu}"))?;
+            Ok(true)
+        }
     }
-    bound.with_context(|| format!("bind to a processor, {TRIES} times"))
 }
 
 #[cfg(test)]
@@ -168,6 +184,7 @@ mod tests {
     fn a_list_of_processors_has_single_ones_and_ranges() {
         assert_eq!(list("0-3,8").unwrap(), [0, 1, 2, 3, 8]);
         assert_eq!(list("0").unwrap(), [0]);
+        assert_eq!(list("0, 7, 8").unwrap(), [0, 7, 8]);
         assert!(list("").is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use amdvi_guest::endpoint::reg;
@@ -10,7 +10,7 @@ use amdvi_lab_guest::plan::Affinity;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::cpus::set_online;
-use super::msix::{PATIENCE, QUIET, Tally, irqs};
+use super::msix::{PATIENCE, QUIET, Tally, irqs, rounds};
 use crate::context::{online_cpus, put, text};
 use crate::endpoint::Endpoint;
 use crate::vfio::{Irq, Received};
@@ -32,27 +32,17 @@ pub(super) fn check(want: &Affinity) -> Result<String> {
     let turns = AtomicU64::new(0);
     let fired = thread::scope(|scope| {
         let mover = scope.spawn(|| until(&stop, |turn| shift(&irqs, &cpus, turn, &moves)));
-        let plugger = want.hotplug.then(|| {
-            scope.spawn(|| {
-                until(&stop, |turn| {
-                    let cpu = cpus[1 + turn as usize % (cpus.len() - 1)];
-                    set_online(cpu, false)?;
-                    set_online(cpu, true)?;
-                    turns.fetch_add(1, Ordering::Relaxed);
-                    Ok(())
-                })
-            })
-        });
-        let fired = fire(&endpoint, &mut received, want.vectors, want.rounds);
+        let plugger = want
+            .hotplug
+            .then(|| scope.spawn(|| until(&stop, |turn| replug(&cpus, turn, &turns))));
+        let more = |round| round < u64::from(want.rounds);
+        let fired = rounds(&endpoint, &mut received, want.vectors, PATIENCE, more);
         // As fast as the endpoint can. What comes while one of the same vector waits at its
         // processor is one with it, as on any machine: this is not counted.
-        let fired = fired.and_then(|tally| stream(&endpoint).map(|()| tally));
+        let fired = fired.and_then(|(_, tally)| stream(&endpoint).map(|()| tally));
         stop.store(true, Ordering::Relaxed);
-        let ended = [Some(mover), plugger].into_iter().flatten().map(|thread| {
-            let ended = thread.join();
-            ended.unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
-        });
-        let ended: Result<Vec<()>> = ended.collect();
+        let threads = [Some(mover), plugger].into_iter().flatten();
+        let ended: Result<Vec<()>> = threads.map(join).collect();
         ended.and(fired)
     });
     let tally = fired?;
@@ -98,6 +88,21 @@ pub(super) fn until(stop: &AtomicBool, mut work: impl FnMut(u64) -> Result<()>) 
     Ok(())
 }
 
+/// Takes a processor away, another one each turn but never the first, and brings it back.
+pub(super) fn replug(cpus: &[u32], turn: u64, departures: &AtomicU64) -> Result<()> {
+    let cpu = cpus[1 + turn as usize % (cpus.len() - 1)];
+    set_online(cpu, false)?;
+    set_online(cpu, true)?;
+    departures.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Waits for a thread, and for what it says.
+pub(super) fn join(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    let ended = thread.join();
+    ended.unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
+}
+
 /// Moves each interrupt on to the next processor.
 pub(super) fn shift(irqs: &[u32], cpus: &[u32], turn: u64, moves: &AtomicU64) -> Result<()> {
     for (n, irq) in irqs.iter().enumerate() {
@@ -122,21 +127,6 @@ fn refused(error: &anyhow::Error) -> bool {
         .downcast_ref::<std::io::Error>()
         .and_then(std::io::Error::raw_os_error);
     matches!(errno, Some(libc::EINVAL | libc::ENOSPC | libc::EBUSY))
-}
-
-/// Fires each vector, one round after the other has come.
-fn fire(endpoint: &Endpoint, received: &mut Received, vectors: u32, rounds: u32) -> Result<Tally> {
-    let mut expected = vec![0; vectors as usize];
-    for round in 1..=u64::from(rounds) {
-        expected.fill(round);
-        endpoint.fire(0, vectors)?;
-        received.wait(&expected, PATIENCE, Duration::ZERO)?;
-        if received.counts().iter().any(|count| *count < round) {
-            break;
-        }
-    }
-    received.wait(&expected, Duration::ZERO, QUIET)?;
-    Ok(Tally::of(&expected, received.counts()))
 }
 
 /// Sends all vectors of the last range for some time, round robin.

@@ -10,7 +10,7 @@ use amdvi_lab_guest::plan::Disk;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use crate::context::{interrupts, names, online_cpus, pin, put, text};
+use crate::context::{interrupts, list, names, online_cpus, pin_to, put, text};
 
 const MIB: u64 = 1 << 20;
 /// What threads share out: each writes some pieces, and reads what others have written.
@@ -58,17 +58,19 @@ fn one(disk: &str, seed: u64, want: &Disk) -> Result<String> {
     let bytes = 512 * text(format!("{folder}/size"))?.parse::<u64>()?;
     let length = want.mib * MIB;
     ensure!(bytes >= length, "it has {bytes} bytes, fewer than {length}");
-    let queues = names(format!("{folder}/mq"))?.len();
+    let queues = names(format!("{folder}/mq"))?;
+    let job = Job {
+        path: format!("/dev/{disk}"),
+        length,
+        threads: want.threads.max(1),
+        queues: queue_cpus(&folder, &queues)?,
+    };
+    let queues = queues.len();
     ensure!(
         queues >= want.queues,
         "it has {queues} queues, not {}",
         want.queues
     );
-    let job = Job {
-        path: format!("/dev/{disk}"),
-        length,
-        threads: want.threads.max(1),
-    };
     if text(format!("{folder}/ro"))? == "1" {
         return job.read_only(seed);
     }
@@ -117,20 +119,41 @@ pub(super) fn queue_counts(disk: &str) -> Result<Vec<u64>> {
     Ok(rows.map(|row| row.count).collect())
 }
 
+/// The processors of each queue of a disk that has any.
+fn queue_cpus(folder: &str, queues: &[String]) -> Result<Vec<Vec<u32>>> {
+    let mut all = Vec::new();
+    for queue in queues {
+        let cpus = text(format!("{folder}/mq/{queue}/cpu_list"))?;
+        if !cpus.is_empty() {
+            all.push(list(&cpus)?);
+        }
+    }
+    Ok(all)
+}
+
 struct Job {
     path: String,
     length: u64,
     threads: usize,
+    /// The processors of each queue; no queue is without.
+    queues: Vec<Vec<u32>>,
 }
 
 impl Job {
-    /// Lets every thread do something, each on a processor of its own.
+    /// The processor of a thread: neighbours use different queues, and then different processors.
+    fn cpu(&self, thread: usize) -> Option<u32> {
+        let queue = self.queues.get(thread % self.queues.len().max(1))?;
+        let turn = thread / self.queues.len();
+        queue.get(turn % queue.len()).copied()
+    }
+
+    /// Lets every thread do something, each on a processor of its own as far as there are so many.
     fn all(&self, work: impl Fn(&Self, usize) -> Result<()> + Sync) -> Result<()> {
         let work = &work;
         thread::scope(|scope| {
             let spawn = |number| {
                 scope.spawn(move || {
-                    pin(number)?;
+                    pin_to(self.cpu(number).context("no queue has a processor")?)?;
                     work(self, number)
                 })
             };
@@ -223,6 +246,7 @@ mod tests {
             path: String::new(),
             length: 9 * PIECE + 8192,
             threads: 3,
+            queues: Vec::new(),
         };
         let mut all: Vec<_> = (0..3).flat_map(|thread| job.requests(thread)).collect();
         all.sort_unstable();
@@ -237,6 +261,24 @@ mod tests {
     }
 
     #[test]
+    fn the_threads_use_each_queue_and_different_processors() {
+        let mut job = Job {
+            path: String::new(),
+            length: 0,
+            threads: 4,
+            queues: vec![(0..7).collect(), (7..14).collect()],
+        };
+        let cpus = |job: &Job| (0..4).map(|n| job.cpu(n)).collect::<Vec<_>>();
+        assert_eq!(cpus(&job), [Some(0), Some(7), Some(1), Some(8)]);
+        job.queues = vec![vec![0, 1], vec![2], vec![3], vec![4]];
+        assert_eq!(cpus(&job), [Some(0), Some(2), Some(3), Some(4)]);
+        job.queues = vec![vec![0]];
+        assert_eq!(cpus(&job), [Some(0); 4]);
+        job.queues.clear();
+        assert_eq!(cpus(&job), [None; 4]);
+    }
+
+    #[test]
     fn what_a_job_writes_another_thread_reads() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
@@ -244,6 +286,7 @@ mod tests {
             path: path.to_str().unwrap().to_owned(),
             length: 5 * PIECE,
             threads: 2,
+            queues: Vec::new(),
         };
         File::create(&path).unwrap().set_len(job.length).unwrap();
         for thread in 0..2 {

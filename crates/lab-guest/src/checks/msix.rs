@@ -18,6 +18,30 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// How long one looks for interrupts that must not come.
 pub(super) const QUIET: Duration = Duration::from_millis(300);
 
+/// Fires all vectors, one round after the other has come, while `more` says so of the rounds so far; ends
+/// with a round of which something is lost. How many rounds, and what came of them.
+pub(super) fn rounds(
+    endpoint: &Endpoint,
+    received: &mut Received,
+    vectors: u32,
+    patience: Duration,
+    more: impl Fn(u64) -> bool,
+) -> Result<(u64, Tally)> {
+    let mut expected = vec![0; vectors as usize];
+    let mut round = 0;
+    while more(round) {
+        round += 1;
+        expected.fill(round);
+        endpoint.fire(0, vectors)?;
+        received.wait(&expected, patience, Duration::ZERO)?;
+        if lost(&expected, received.counts()) > 0 {
+            break;
+        }
+    }
+    received.wait(&expected, Duration::ZERO, QUIET)?;
+    Ok((round, Tally::of(&expected, received.counts())))
+}
+
 pub(super) fn check(want: &Msix, context: &Context) -> Result<String> {
     let endpoint = Endpoint::open(want.target)?;
     let device = endpoint.device();

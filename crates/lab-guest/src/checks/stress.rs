@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 
 use amdvi_guest::endpoint::reg;
 use amdvi_lab_guest::plan::{Disk, Net, Stress};
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use super::affinity::{shift, until};
-use super::cpus::set_online;
-use super::msix::{QUIET, Tally, irqs};
+use super::affinity::{join, replug, shift, until};
+use super::msix::{irqs, rounds};
 use super::{disk, dma, net};
 use crate::context::{Context, online_cpus};
 use crate::endpoint::Endpoint;
@@ -46,7 +45,8 @@ pub(super) fn check(want: &Stress, context: &Context) -> Result<String> {
     let end = Instant::now() + Duration::from_secs(want.seconds);
     let fired = thread::scope(|scope| {
         let others = others(scope, want, &irqs, &cpus, &stop, &counts);
-        let fired = fire(&endpoint, &mut received, want.vectors, end, &stop);
+        let more = |_| Instant::now() < end && !stop.load(Ordering::Relaxed);
+        let fired = rounds(&endpoint, &mut received, want.vectors, PATIENCE, more);
         // Also where it failed, or nobody would end.
         stop.store(true, Ordering::Relaxed);
         let ended: Result<Vec<()>> = others.into_iter().map(join).collect();
@@ -114,15 +114,8 @@ fn others<'scope, 'env>(
         threads.push(scope.spawn(moves));
     }
     if want.hotplug {
-        threads.push(scope.spawn(move || {
-            until(stop, |turn| {
-                let cpu = cpus[1 + turn as usize % (cpus.len() - 1)];
-                set_online(cpu, false)?;
-                set_online(cpu, true)?;
-                counts.departures.fetch_add(1, Ordering::Relaxed);
-                Ok(())
-            })
-        }));
+        threads
+            .push(scope.spawn(move || until(stop, |turn| replug(cpus, turn, &counts.departures))));
     }
     if let Some(target) = want.mappings {
         threads.push(scope.spawn(move || {
@@ -152,33 +145,4 @@ fn others<'scope, 'env>(
         }));
     }
     threads
-}
-
-fn join(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
-    let ended = thread.join();
-    ended.unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
-}
-
-/// Fires all vectors, one round after the other has come, until the time is up. The rounds, and what
-/// came of them.
-fn fire(
-    endpoint: &Endpoint,
-    received: &mut Received,
-    vectors: u32,
-    end: Instant,
-    stop: &AtomicBool,
-) -> Result<(u64, Tally)> {
-    let mut expected = vec![0; vectors as usize];
-    let mut round = 0;
-    while Instant::now() < end && !stop.load(Ordering::Relaxed) {
-        round += 1;
-        expected.fill(round);
-        endpoint.fire(0, vectors)?;
-        received.wait(&expected, PATIENCE, Duration::ZERO)?;
-        if received.counts().iter().any(|count| *count < round) {
-            break;
-        }
-    }
-    received.wait(&expected, Duration::ZERO, QUIET)?;
-    Ok((round, Tally::of(&expected, received.counts())))
 }
