@@ -4,6 +4,7 @@ use std::os::unix::fs::FileExt;
 
 use tempfile::NamedTempFile;
 
+use super::driver::*;
 use super::rig::*;
 use crate::board::FunctionBuilder;
 use crate::virtio::blk::{self, Disk};

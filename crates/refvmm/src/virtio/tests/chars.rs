@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
+use super::driver::*;
 use super::rig::*;
 use crate::virtio::{ConsoleConfig, console, rng};
 

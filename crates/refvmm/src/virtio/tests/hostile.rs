@@ -9,6 +9,7 @@ use amdvi_regs::mmio::{Status, offset};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::blk::{Frame, SECTOR, build, image};
+use super::driver::*;
 use super::rig::*;
 use crate::board::Board;
 use crate::layout;

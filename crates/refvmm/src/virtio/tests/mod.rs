@@ -2,6 +2,7 @@
 
 mod blk;
 mod chars;
+mod driver;
 mod hostile;
 mod net;
 mod rig;

@@ -1,6 +1,7 @@
 //! virtio-net with the peer inside of the VMM. What the driver sends is made by hand, so that the
 //! checksums that the peer verifies and makes are compared with another implementation of them.
 
+use super::driver::*;
 use super::rig::*;
 use crate::board::FunctionBuilder;
 use crate::virtio::{ECHO_PORT, NetBackend, NetConfig, PEER_ADDRESS, PEER_MAC, net};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::blk::{Frame, SECTOR, build, image};
+use super::driver::*;
 use super::rig::*;
 use crate::board::FunctionBuilder;
 use crate::board::snapshot::BoardState;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use amdvi_guest::endpoint::{reg, vmm};
 
 use super::blk::{Frame, SECTOR, build, image};
+use super::driver::*;
 use super::rig::*;
 use crate::layout;
 use crate::virtio::{REQUIRED_FEATURES, feature};
