@@ -22,7 +22,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
     /// Virtual CPUs; 2048 vectors need 14, of which one at a time may leave
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..=64))]
+    #[arg(long, value_name = "N", default_value_t = 14, value_parser = clap::value_parser!(u32).range(2..=64))]
     cpus: u32,
     /// MSI-X vectors that fire; as many as the CPUs have room for while one of them is away, unless
     /// given
@@ -35,7 +35,7 @@ impl Default for Args {
     fn default() -> Self {
         Self {
             seconds: 60,
-            cpus: 5,
+            cpus: 14,
             vectors: None,
         }
     }
