@@ -261,6 +261,8 @@ fn an_irqfd_follows_its_route() {
 enum Entry {
     Low,
     High,
+    /// Both: KVM does not do that on the spot.
+    All,
     Blocked,
 }
 
@@ -277,6 +279,7 @@ impl RemapSource for Tables {
         let dest = match *self.0.lock().unwrap() {
             Entry::Low => 0,
             Entry::High => HIGH_ID,
+            Entry::All => u32::MAX,
             Entry::Blocked => return None,
         };
         Some(fixed(dest, msi.data as u8))
@@ -374,6 +377,47 @@ fn irqfds_follow_the_tables_with_few_tables_of_routes() {
     function.set_message(5, Some(message(5)));
     arrives(&machine.high, 5);
     all_arrive(&machine.high);
+    assert_eq!(irqfds.take_errors(), IrqfdErrors::default());
+}
+
+#[test]
+fn once_settled_every_interrupt_is_in_a_local_apic() {
+    const VECTORS: u16 = 32;
+    const ROUNDS: u32 = 50;
+    let Some(machine) = machine() else { return };
+    let table = Arc::new(Mutex::new(RouteTable::new(MsiFormat::X2ApicApi, 24)));
+    let irqfds = Irqfds::new(Arc::clone(&machine.vm), table);
+    let tables = Arc::new(Tables(Mutex::new(Entry::All)));
+    let function = irqfds.function(0, DeviceId::new(0, 5, 0), tables, VECTORS);
+    let message = |vector: u16| Msi {
+        address: 0xfee0_0000,
+        data: 0x40 + u32::from(vector),
+    };
+    let send = |vector| function.trigger(vector, message(vector), |_| ()).is_some();
+    for vector in (0..VECTORS).chain((1..64).map(|_| 0)) {
+        send(vector);
+    }
+    let mut at_once = 0;
+    for round in 0..ROUNDS {
+        for vector in 0..VECTORS {
+            assert!(send(vector), "all have routes");
+            at_once += u32::from(pending(&machine.low, 0x40 + vector as u8));
+        }
+        irqfds.settle();
+        let vectors = || (0x40..).take(VECTORS.into());
+        for (vector, cpu) in
+            vectors().flat_map(|vector| [(vector, &machine.low), (vector, &machine.high)])
+        {
+            assert!(take(cpu, vector), "{vector:#x} in round {round}");
+        }
+        irqfds.settle();
+        assert!(
+            !vectors().any(|vector| pending(&machine.low, vector)),
+            "twice"
+        );
+    }
+    let all = ROUNDS * u32::from(VECTORS);
+    eprintln!("{at_once} of {all} interrupts were there before");
     assert_eq!(irqfds.take_errors(), IrqfdErrors::default());
 }
 

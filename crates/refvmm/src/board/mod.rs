@@ -110,6 +110,9 @@ pub trait Injector: Send + Sync {
         pins();
     }
 
+    /// Nobody sends any more: returns when all that was sent before is at the local APICs.
+    fn settle(&self) {}
+
     /// What routes of vectors have cost, where there are some.
     fn route_counters(&self) -> Option<IrqfdCounters> {
         None

@@ -124,6 +124,8 @@ impl Board {
         // After the devices, of which a command may wait for one.
         self.worker.freeze();
         self.with_iommus(|iommu| iommu.quiesce());
+        // IOMMUs send interrupts, too.
+        self.injector.settle();
     }
 
     /// Lets everything go on. To be called before the CPUs run.

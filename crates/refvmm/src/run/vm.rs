@@ -172,6 +172,12 @@ impl Injector for VmInjector {
         }
     }
 
+    fn settle(&self) {
+        if let Some(irqfds) = &self.irqfds {
+            irqfds.settle();
+        }
+    }
+
     fn route_counters(&self) -> Option<IrqfdCounters> {
         let irqfds = self.irqfds.as_ref()?;
         if let Some(error) = irqfds.take_errors().last {

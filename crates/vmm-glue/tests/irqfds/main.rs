@@ -304,6 +304,44 @@ fn what_was_written_just_before_kvm_got_the_eventfd_is_one_interrupt() {
 }
 
 #[test]
+fn once_settled_nothing_is_on_its_way_and_vectors_keep_their_routes() {
+    let m = Machine::hot(4);
+    let (tables, outside) = (m.kvm.tables(), m.function.producer(3).unwrap());
+    m.kvm.take_sent();
+    m.kvm.defer();
+    let trigger = |vector| m.function.trigger(vector, message(vector), |_| ());
+    let arrived = || -> Vec<_> {
+        let mut vectors: Vec<_> = m
+            .kvm
+            .take_sent()
+            .iter()
+            .map(|sent| sent.data & 0xff)
+            .collect();
+        vectors.sort_unstable();
+        vectors
+    };
+    let of = |n: u16| u32::from(target(n).vector);
+    trigger(0).unwrap();
+    trigger(2).unwrap();
+    outside.write(1).unwrap();
+    m.kvm.pump();
+    assert_eq!(arrived(), [0; 0], "what was signalled is on its way");
+    m.irqfds.settle();
+    assert_eq!(arrived(), [of(0), of(2), of(3)]);
+    // Once, and as before.
+    m.irqfds.settle();
+    assert_eq!(arrived(), [0; 0]);
+    assert_eq!(
+        (m.routed(), m.kvm.assigned(), m.kvm.tables()),
+        (4, 4, tables)
+    );
+    trigger(1).unwrap();
+    m.irqfds.settle();
+    assert_eq!((arrived(), m.kvm.lost()), (vec![of(1)], 0));
+    assert_eq!(m.irqfds.take_errors().count, 0);
+}
+
+#[test]
 fn one_table_serves_the_vectors_and_the_pins_of_an_ioapic() {
     let m = Machine::hot(100);
     for vector in 0..100 {

@@ -78,10 +78,21 @@ struct KvmState {
     tables: u64,
     lost: u64,
     refuse_tables: bool,
+    /// What is written is delivered some time later, or when the irqfd is deassigned.
+    defers: bool,
+    on_their_way: Vec<u32>,
 }
 
 impl KvmState {
     fn interrupt(&mut self, gsi: u32) {
+        if self.defers {
+            self.on_their_way.push(gsi);
+        } else {
+            self.deliver(gsi);
+        }
+    }
+
+    fn deliver(&mut self, gsi: u32) {
         match self.routes.get(&gsi) {
             Some(route) => self.sent.push(*route),
             None => self.lost += 1,
@@ -117,6 +128,8 @@ impl Kvm {
             tables: 0,
             lost: 0,
             refuse_tables: false,
+            defers: false,
+            on_their_way: Vec::new(),
         })))
     }
 
@@ -144,6 +157,11 @@ impl Kvm {
 
     pub(crate) fn assigned(&self) -> usize {
         self.with(|kvm| kvm.irqfds.len())
+    }
+
+    /// From now on nothing is delivered on the spot.
+    pub(crate) fn defer(&self) {
+        self.with(|kvm| kvm.defers = true);
     }
 
     pub(crate) fn refuse_tables(&self, refuse: bool) {
@@ -200,6 +218,11 @@ impl KvmIrqfds for Kvm {
             kvm.pump();
             let event = kvm.irqfds.remove(&gsi).expect("not assigned");
             kvm.watch(ControlOperation::Delete, &event, gsi);
+            let waiting = std::mem::take(&mut kvm.on_their_way);
+            let (ours, others) = waiting.into_iter().partition(|other| *other == gsi);
+            kvm.on_their_way = others;
+            let ours: Vec<u32> = ours;
+            ours.into_iter().for_each(|gsi| kvm.deliver(gsi));
             Ok(())
         })
     }

@@ -108,7 +108,7 @@ impl<K: KvmIrqfds> FunctionIrqfds<K> {
     /// The process has no file descriptor left, or there is no such vector.
     pub fn producer(&self, vector: u16) -> io::Result<EventFd> {
         let vector = self.vector(vector).ok_or(io::ErrorKind::NotFound)?;
-        vector.lock().event()?.try_clone()
+        vector.lock().share()
     }
 
     /// What the MSI-X table says of `vector` now: its message, or `None` while the vector is masked or
@@ -156,6 +156,19 @@ impl<K: KvmIrqfds> FunctionIrqfds<K> {
     /// What is delivered for `vector` without the VMM, if it is.
     pub fn route(&self, vector: u16) -> Option<Delivery> {
         self.vector(vector)?.lock().route
+    }
+
+    /// See [`Irqfds::settle`].
+    pub(super) fn settle(&self) {
+        let kvm = &self.vm.kvm;
+        for vector in &self.vectors {
+            let mut state = vector.lock();
+            let settled = state.settle(
+                |event, gsi| kvm.deassign_irqfd(event, gsi),
+                |event, gsi| kvm.assign_irqfd(event, gsi),
+            );
+            self.vm.note("KVM_IRQFD (settle)", settled);
+        }
     }
 
     fn send(&self, delivery: &Delivery) {

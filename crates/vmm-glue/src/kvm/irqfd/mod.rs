@@ -141,6 +141,20 @@ impl<K: KvmIrqfds> Irqfds<K> {
             .notification(total.vectors, changed, total.taken_back, table);
     }
 
+    /// Waits until every interrupt that an eventfd was written for is at its local APIC. For who is about to
+    /// save the local APICs, once nobody writes eventfds any more: an interrupt that KVM can't deliver on
+    /// the spot, such as one to the CPU with the lowest priority, goes on a work queue of the host, and is
+    /// neither in the eventfd nor in a local APIC meanwhile.
+    ///
+    /// `KVM_IRQFD` waits for that queue when it takes an eventfd back, and nothing else does, so each vector
+    /// that was written since the last time is taken from KVM and given again. What is written after that is
+    /// delivered as before.
+    pub fn settle(&self) {
+        let functions = self.functions();
+        let functions = functions.iter().filter_map(Weak::upgrade);
+        functions.for_each(|function| function.settle());
+    }
+
     /// Gives a route to every vector that waits for one, if KVM may be given a table.
     fn promote(&self) {
         let functions = self.functions();

@@ -30,6 +30,10 @@ pub(super) struct State {
     gsi: Option<u32>,
     /// KVM has the eventfd. Differs from `route` only when KVM refused to give it back.
     assigned: bool,
+    /// The VMM has written the eventfd since KVM was last known to have delivered all.
+    signalled: bool,
+    /// Somebody else has the eventfd, too, and writes it when he likes.
+    shared: bool,
 }
 
 impl Vector {
@@ -101,13 +105,45 @@ impl State {
         self.heat = 0;
         if let (true, Some(event), Some(gsi)) = (self.assigned, &self.event, self.gsi) {
             deassign(event, gsi)?;
-            self.assigned = false;
+            (self.assigned, self.signalled) = (false, false);
+        }
+        Ok(())
+    }
+
+    /// The eventfd, for somebody else.
+    pub(super) fn share(&mut self) -> io::Result<EventFd> {
+        self.shared = true;
+        self.event()?.try_clone()
+    }
+
+    /// Waits until KVM has delivered what was written before, as far as that is its task: the eventfd is
+    /// taken back, which waits for that, and given again. What fails leaves the vector without a route.
+    pub(super) fn settle(
+        &mut self,
+        deassign: impl FnOnce(&EventFd, u32) -> io::Result<()>,
+        assign: impl FnOnce(&EventFd, u32) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if !(self.assigned && (self.signalled || self.shared)) {
+            return Ok(());
+        }
+        let (Some(event), Some(gsi)) = (&self.event, self.gsi) else {
+            return Ok(());
+        };
+        deassign(event, gsi)?;
+        (self.assigned, self.signalled) = (false, false);
+        if self.route.is_some() {
+            if let Err(error) = assign(event, gsi) {
+                (self.route, self.heat) = (None, 0);
+                return Err(error);
+            }
+            self.assigned = true;
         }
         Ok(())
     }
 
     /// Writes the eventfd.
-    pub(super) fn signal(&self) -> io::Result<()> {
+    pub(super) fn signal(&mut self) -> io::Result<()> {
+        self.signalled = true;
         match &self.event {
             Some(event) => event.write(1),
             None => Ok(()),
