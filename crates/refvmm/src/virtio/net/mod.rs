@@ -25,8 +25,9 @@ const NUM_BUFFERS: usize = 10;
 /// The longest frame: a jumbo frame of 64 KiB with its Ethernet header and a VLAN tag.
 const MAX_FRAME: usize = 65_536 + 18;
 
-/// The most frames that a saved machine brings: what the peer has at a time, and one more.
-const MOST_WAITING: usize = 513;
+/// The most frames that a saved machine brings: twice what the peer has at a time, since a guest that took
+/// none between two saves has those of both. What is more is lost, as on any network.
+const MOST_WAITING: usize = 1024;
 
 /// A network card.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +117,7 @@ impl Handler for Receiver {
         let here = self.buffer.get(HEADER..).map(<[u8]>::to_vec);
         let here = here.into_iter().chain(self.waiting.iter().cloned());
         let mut held = Vec::new();
-        for frame in here.chain(self.from.held()) {
+        for frame in here.chain(self.from.held()).take(MOST_WAITING) {
             // At most MAX_FRAME.
             held.extend((frame.len() as u32).to_le_bytes());
             held.extend(frame);

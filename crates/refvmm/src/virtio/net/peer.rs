@@ -1,6 +1,10 @@
 //! The other end of a network of two: a small host, by the smoltcp crate.
 //!
 //! Its clock only matters when the guest sends something or takes something, so it needs no thread.
+//!
+//! Of a machine that is saved the peer is not part, but for the frames that it has answered with. So it
+//! answers at once: it takes the guest's hardware address from what the guest sends, since a datagram
+//! that waits until the peer has asked for it would be lost with the peer.
 
 use std::collections::VecDeque;
 use std::io;
@@ -40,6 +44,8 @@ const BUFFER: usize = 64 << 10;
 const DATAGRAMS: usize = 256;
 /// Turns of one call: bounds what one frame can bring about.
 const TURNS: usize = 64;
+/// The peer forgets a neighbour that it did not hear of for a minute.
+const INTRODUCTION: std::time::Duration = std::time::Duration::from_secs(30);
 /// A connection that nothing comes from for so long is given up.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -109,6 +115,28 @@ struct Peer {
     tcp: Vec<SocketHandle>,
     since: Instant,
     scratch: Vec<u8>,
+    /// The neighbour that was introduced last, and when.
+    introduced: Option<([u8; 10], Instant)>,
+}
+
+/// The hardware and IP address of who sends an IP packet to the peer.
+fn neighbour(frame: &[u8]) -> Option<[u8; 10]> {
+    let (header, packet) = frame.split_at_checked(14)?;
+    let is_ours = header[..6] == PEER_MAC
+        && header[12..] == [0x08, 0x00]
+        && packet.get(16..20)? == PEER_ADDRESS.octets();
+    let mut addresses = [0; 10];
+    addresses[..6].copy_from_slice(&header[6..12]);
+    addresses[6..].copy_from_slice(packet.get(12..16)?);
+    is_ours.then_some(addresses)
+}
+
+/// The ARP reply by which a neighbour would have told the peer its addresses.
+fn introduction(addresses: &[u8; 10]) -> Vec<u8> {
+    let (hardware, ip) = addresses.split_at(6);
+    let kind = [0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, 2];
+    let peer = (PEER_MAC, PEER_ADDRESS.octets());
+    [&peer.0[..], hardware, &kind, hardware, ip, &peer.0, &peer.1].concat()
 }
 
 impl Peer {
@@ -148,7 +176,22 @@ impl Peer {
             tcp,
             since: Instant::now(),
             scratch: vec![0; BUFFER],
+            introduced: None,
         }
+    }
+
+    /// Takes a frame from the guest.
+    fn take(&mut self, frame: &[u8]) {
+        if let Some(addresses) = neighbour(frame) {
+            let known = |(other, when): &([u8; 10], Instant)| {
+                *other == addresses && when.elapsed() < INTRODUCTION
+            };
+            if !self.introduced.as_ref().is_some_and(known) {
+                self.wire.to_peer.push_back(introduction(&addresses));
+                self.introduced = Some((addresses, Instant::now()));
+            }
+        }
+        self.wire.to_peer.push_back(frame.to_vec());
     }
 
     /// Handles what has arrived and what has become due.
@@ -224,7 +267,7 @@ pub(super) struct Sender(Arc<Shared>);
 impl Transmit for Sender {
     fn send(&mut self, frame: &[u8]) {
         let mut peer = lock(&self.0.peer);
-        peer.wire.to_peer.push_back(frame.to_vec());
+        peer.take(frame);
         peer.run();
         // What the peer has no room to answer is lost.
         peer.wire.to_peer.clear();
@@ -272,4 +315,62 @@ pub(super) fn connect() -> io::Result<(Sender, Receiver)> {
         sent: EventFd::new(EFD_NONBLOCK)?,
     });
     Ok((Sender(Arc::clone(&shared)), Receiver(shared)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smoltcp::phy::ChecksumCapabilities;
+    use smoltcp::wire::{
+        EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr,
+    };
+
+    const GUEST: ([u8; 6], Ipv4Addr) = ([2, 1, 2, 3, 4, 5], Ipv4Addr::new(192, 0, 2, 9));
+
+    /// A datagram with this number in it.
+    fn datagram(number: u32) -> Vec<u8> {
+        let payload = number.to_be_bytes();
+        let udp = UdpRepr {
+            src_port: 5000,
+            dst_port: ECHO_PORT,
+        };
+        let ip = Ipv4Repr {
+            src_addr: GUEST.1,
+            dst_addr: PEER_ADDRESS,
+            next_header: IpProtocol::Udp,
+            payload_len: udp.header_len() + payload.len(),
+            hop_limit: 64,
+        };
+        let sums = ChecksumCapabilities::default();
+        let mut frame = vec![0; 14 + ip.buffer_len() + ip.payload_len];
+        let mut ethernet = EthernetFrame::new_unchecked(&mut frame[..]);
+        ethernet.set_dst_addr(EthernetAddress(PEER_MAC));
+        ethernet.set_src_addr(EthernetAddress(GUEST.0));
+        ethernet.set_ethertype(EthernetProtocol::Ipv4);
+        let mut packet = Ipv4Packet::new_unchecked(ethernet.payload_mut());
+        ip.emit(&mut packet, &sums);
+        udp.emit(
+            &mut UdpPacket::new_unchecked(packet.payload_mut()),
+            &GUEST.1.into(),
+            &PEER_ADDRESS.into(),
+            payload.len(),
+            |to| to.copy_from_slice(&payload),
+            &sums,
+        );
+        frame
+    }
+
+    fn number(frame: &[u8]) -> u32 {
+        assert_eq!(frame[..6], GUEST.0);
+        u32::from_be_bytes(frame[frame.len() - 4..].try_into().unwrap())
+    }
+
+    #[test]
+    fn a_guest_that_the_peer_never_heard_of_is_answered_at_once() {
+        let (mut to, mut from) = connect().unwrap();
+        to.send(&datagram(7));
+        let mut frame = Vec::new();
+        assert!(from.receive(&mut frame));
+        assert_eq!((frame[12], frame[13], number(&frame)), (8, 0, 7));
+    }
 }
