@@ -6,7 +6,7 @@
 //! CPUs' state is read, in which every interrupt is that was sent. Nothing is in flight anywhere.
 
 use kvm_bindings::kvm_clock_data;
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
 use super::SnapshotError;
@@ -117,8 +117,9 @@ impl MachineState {
             )));
         }
         board.restore(&self.board)?;
+        let scales = kvm::open()?.check_extension(Cap::TscControl);
         for (vcpu, state) in vcpus.iter().zip(&self.vcpus) {
-            state.restore(vcpu)?;
+            state.restore(vcpu, scales)?;
         }
         // An EOI that a CPU made in its last moment, and that KVM had not told of: the interrupt is
         // in no local APIC any more, but the IOAPIC waits. (Its request is not part of KVM's state.)

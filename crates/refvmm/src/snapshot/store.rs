@@ -183,6 +183,10 @@ impl Restored {
 
 /// Reads a file to its end before anything is done with it.
 fn check(path: &Path) -> Result<File, FormatError> {
+    // Opening a pipe would wait for somebody who writes it.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(FormatError::Foreign);
+    }
     let mut file = File::open(path)?;
     let mut reader = Reader::new(BufReader::with_capacity(BUFFER, &mut file))?;
     let (mut configurations, mut states) = (0, 0);

@@ -36,9 +36,10 @@ const MTRRS: [std::ops::RangeInclusive<u32>; 5] = [
     0x268..=0x26f,
     0x2ff..=0x2ff,
 ];
-/// TSC frequencies that differ by less are one: a host measures its own anew at each boot, and once
-/// more, exactly, a while later. KVM would make up for more, at the cost of a slow guest.
-const TSC_TOLERANCE_PPM: u64 = 2000;
+/// TSC frequencies that differ by no more are one, where KVM can't scale. A host measures its own roughly
+/// when it boots and exactly a while later; Linux takes up to 1 % for a better measurement. KVM would
+/// make up for a guest's that is higher by going forward at each entry, at the cost of a slow guest.
+const TSC_TOLERANCE_PERCENT: u64 = 1;
 /// Registers of a local APIC: interrupts in service and requested, 32 bits in each 16 bytes.
 const ISR: usize = 0x100;
 const IRR: usize = 0x200;
@@ -173,6 +174,31 @@ impl Model {
     }
 }
 
+/// What is to be done for a TSC of another frequency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Frequency {
+    /// Nothing.
+    Same,
+    /// KVM is to scale.
+    Scale,
+    /// Nothing can be done.
+    Other,
+}
+
+/// A guest that counts at `saved` kHz, on a host that does at `here`.
+fn tsc_frequency(saved: u32, here: u32, scales: bool) -> Frequency {
+    let difference = u64::from(here.abs_diff(saved));
+    if difference == 0 {
+        Frequency::Same
+    } else if scales {
+        Frequency::Scale
+    } else if difference * 100 <= u64::from(saved) * TSC_TOLERANCE_PERCENT {
+        Frequency::Same
+    } else {
+        Frequency::Other
+    }
+}
+
 /// A list for KVM.
 fn msrs(values: impl Iterator<Item = (u32, u64)>) -> Result<Msrs, KvmError> {
     let entries: Vec<_> = values
@@ -188,9 +214,9 @@ fn msrs(values: impl Iterator<Item = (u32, u64)>) -> Result<Msrs, KvmError> {
 
 impl VcpuState {
     /// Puts the state into a CPU that has its CPUID leaves and has not run. Its time is for
-    /// [`restore_time`](Self::restore_time).
-    pub(crate) fn restore(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
-        self.set_tsc_frequency(vcpu)?;
+    /// [`restore_time`](Self::restore_time). `scales`: KVM can scale TSCs.
+    pub(crate) fn restore(&self, vcpu: &VcpuFd, scales: bool) -> Result<(), KvmError> {
+        self.set_tsc_frequency(vcpu, scales)?;
         vcpu.set_sregs(&self.sregs)
             .map_err(KvmError::call("KVM_SET_SREGS"))?;
         vcpu.set_regs(&self.regs)
@@ -212,6 +238,13 @@ impl VcpuState {
             .map_err(KvmError::call("KVM_SET_LAPIC"))?;
         self.write_msrs(vcpu, |index| !TIME.contains(&index))?;
         if let Some(nested) = &self.nested {
+            // KVM reads as much as the state says that it has.
+            if nested.size as usize > size_of::<KvmNestedStateBuffer>() {
+                return Err(KvmError::Config(format!(
+                    "a nested state of {} bytes, which no CPU has: the saved machine is damaged",
+                    nested.size
+                )));
+            }
             vcpu.set_nested_state(nested)
                 .map_err(KvmError::call("KVM_SET_NESTED_STATE"))?;
         }
@@ -225,21 +258,22 @@ impl VcpuState {
         Ok(())
     }
 
-    fn set_tsc_frequency(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+    fn set_tsc_frequency(&self, vcpu: &VcpuFd, scales: bool) -> Result<(), KvmError> {
         let here = vcpu
             .get_tsc_khz()
             .map_err(KvmError::call("KVM_GET_TSC_KHZ"))?;
-        let difference = u64::from(here.abs_diff(self.tsc_khz));
-        if difference * 1_000_000 <= u64::from(self.tsc_khz) * TSC_TOLERANCE_PPM {
-            return Ok(());
-        }
-        vcpu.set_tsc_khz(self.tsc_khz).map_err(|_| {
-            KvmError::Config(format!(
+        match tsc_frequency(self.tsc_khz, here, scales) {
+            Frequency::Same => Ok(()),
+            // KVM scales by nothing where the difference is nothing.
+            Frequency::Scale => vcpu
+                .set_tsc_khz(self.tsc_khz)
+                .map_err(KvmError::call("KVM_SET_TSC_KHZ")),
+            Frequency::Other => Err(KvmError::Config(format!(
                 "the machine's TSC runs at {} kHz, this host's at {here} kHz, and its KVM can't \
                  scale it: restore the machine on a host like the one that saved it",
                 self.tsc_khz
-            ))
-        })
+            ))),
+        }
     }
 
     /// Sets the TSC, or the deadline that is compared with it: of all CPUs the one, then of all the
@@ -317,6 +351,28 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_has_measured_its_tsc_anew_is_the_same_and_another_one_is_refused() {
+        let all = [2_000_000, 2_000_001, 1_980_000, 2_020_001, 3_000_000, 0];
+        let on = |scales| all.map(|saved| tsc_frequency(saved, 2_000_000, scales));
+        use Frequency::{Other, Same, Scale};
+        assert_eq!(on(false), [Same, Same, Other, Same, Other, Other]);
+        assert_eq!(on(true), [Same, Scale, Scale, Scale, Scale, Scale]);
+    }
+
+    #[test]
+    fn a_nested_state_that_claims_to_be_longer_than_it_is_does_not_get_to_kvm() {
+        let Some((kvm, _vm, vcpu)) = cpu() else {
+            return;
+        };
+        let mut saved = Model::ask(&kvm).unwrap().save(&vcpu).unwrap();
+        let mut nested = Box::new(KvmNestedStateBuffer::empty());
+        nested.size = u32::MAX;
+        saved.nested = Some(nested);
+        let error = saved.restore(&vcpu, false).unwrap_err().to_string();
+        assert!(error.contains("nested state of 4294967295"), "{error}");
+    }
+
+    #[test]
     fn a_cpu_s_state_comes_back_by_way_of_text() {
         let Some((kvm, _vm, vcpu)) = cpu() else {
             return;
@@ -336,7 +392,7 @@ mod tests {
         let (_kvm, _other, fresh) = cpu().unwrap();
         let read: VcpuState = serde_json::from_str(&text).unwrap();
         assert!(read.has_interrupt(0x41) && !read.has_interrupt(0x40));
-        read.restore(&fresh).unwrap();
+        read.restore(&fresh, false).unwrap();
         for which in TIME {
             read.restore_time(&fresh, which).unwrap();
         }
