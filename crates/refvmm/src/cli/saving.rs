@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::snapshot::orders::{ORDERS, Timed};
+use crate::snapshot::orders::{Marked, ORDERS, Timed};
 use crate::snapshot::{Orders, Origin};
 
 /// For a Linux guest, or for one scenario under KVM.
@@ -33,12 +33,19 @@ pub(super) struct SavingArgs {
     /// `5000:save vm.state`; can be given several times
     #[arg(long, value_name = "MS:COMMAND", value_parser = str::parse::<Timed>)]
     at: Vec<Timed>,
+
+    /// Carries a command of --control out so many milliseconds after the guest has first printed a
+    /// text on its serial console, as in `login:500:save vm.state`; can be given several times
+    #[arg(long, value_name = "TEXT:MS:COMMAND", value_parser = str::parse::<Marked>,
+          requires = "kernel")]
+    after: Vec<Marked>,
 }
 
 impl SavingArgs {
     /// Whether there is anything to do.
     pub(super) fn is_used(&self) -> bool {
-        self.origin().is_some() || self.control.is_some() || !self.at.is_empty()
+        let orders = self.control.is_some() || !self.at.is_empty() || !self.after.is_empty();
+        self.origin().is_some() || orders
     }
 
     /// Where the machine comes from, if it is not started anew.
@@ -49,7 +56,7 @@ impl SavingArgs {
 
     /// Where commands come from.
     pub(super) fn orders(&self) -> Result<Orders, String> {
-        Orders::new(self.at.clone(), self.control.as_deref())
+        Orders::new(self.at.clone(), self.after.clone(), self.control.as_deref())
     }
 }
 

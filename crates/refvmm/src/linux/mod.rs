@@ -20,7 +20,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::Cap;
 use serde::Serialize;
 
-use crate::board::legacy::{Legacy, Power};
+use crate::board::legacy::{Console, Legacy, Power};
 use crate::board::{self, Board, BoardError};
 use crate::kvm::{self, Crew, End, Ending, KvmError, Vm, cpu};
 use crate::ram::Ram;
@@ -200,7 +200,7 @@ impl Guest {
         let mut terminal =
             Terminal::open(move || quit.reach(Ending::Quit)).map_err(StartError::Console)?;
         self.board.legacy = Some(Legacy {
-            console: terminal.sink(),
+            console: self.console(terminal.sink()),
             power: switch.clone(),
         });
         let problems = Problems::default();
@@ -244,6 +244,17 @@ impl Guest {
             orders: std::mem::take(&mut self.orders.done),
             problems: problems.take(),
         })
+    }
+
+    /// What takes the guest's output: `sink`, and commands that wait for some of it.
+    fn console(&self, sink: Console) -> Console {
+        match self.orders.listener() {
+            None => sink,
+            Some(listener) => Arc::new(move |bytes| {
+                listener.hear(bytes);
+                sink(bytes);
+            }),
+        }
     }
 
     /// Builds the machine and runs it; `None` when the guest reset it.

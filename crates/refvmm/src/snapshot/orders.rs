@@ -8,7 +8,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -103,6 +104,98 @@ impl FromStr for Timed {
     }
 }
 
+/// A command that is due when the guest has printed something, as `--after` has it:
+/// `TEXT:MILLISECONDS:COMMAND`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marked {
+    /// What the guest prints on its serial console.
+    pub text: String,
+    /// From then on.
+    pub delay: Duration,
+    /// What is to be done.
+    pub order: Order,
+}
+
+impl FromStr for Marked {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // The text may have colons itself; neither milliseconds nor the name of a command have.
+        let parts = text.match_indices(':').find_map(|(at, _)| {
+            let timed = text[at + 1..].split_once(':')?.0;
+            let is_number = !timed.is_empty() && timed.bytes().all(|byte| byte.is_ascii_digit());
+            is_number.then(|| text.split_at(at))
+        });
+        let (mark, timed) = parts.filter(|(mark, _)| !mark.is_empty()).ok_or(
+            "accepted: a text, a colon, milliseconds, a colon and a command, such as \
+             'login:500:save vm.state'",
+        )?;
+        let Timed { after, order } = timed[1..].parse()?;
+        Ok(Self {
+            text: mark.to_owned(),
+            delay: after,
+            order,
+        })
+    }
+}
+
+/// Listens to what a guest prints, for texts that commands wait for.
+#[derive(Debug, Default)]
+pub(crate) struct Listener {
+    heard: Mutex<Heard>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    /// The last bytes, as many as the longest text has.
+    tail: VecDeque<u8>,
+    texts: Vec<(Vec<u8>, Option<Instant>)>,
+}
+
+impl Listener {
+    fn new(marked: &[Marked]) -> Self {
+        let texts = marked.iter().map(|marked| marked.text.clone().into_bytes());
+        Self {
+            heard: Mutex::new(Heard {
+                tail: VecDeque::new(),
+                texts: texts.map(|text| (text, None)).collect(),
+            }),
+        }
+    }
+
+    /// The guest prints this.
+    pub(crate) fn hear(&self, bytes: &[u8]) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let Heard { tail, texts } = &mut *heard;
+        let waiting = |(_, seen): &&(Vec<u8>, Option<Instant>)| seen.is_none();
+        let Some(longest) = texts
+            .iter()
+            .filter(waiting)
+            .map(|(text, _)| text.len())
+            .max()
+        else {
+            return;
+        };
+        for byte in bytes {
+            tail.push_back(*byte);
+            while tail.len() > longest {
+                tail.pop_front();
+            }
+            for (text, seen) in texts.iter_mut().filter(|(_, seen)| seen.is_none()) {
+                if tail.iter().rev().take(text.len()).eq(text.iter().rev()) {
+                    *seen = Some(Instant::now());
+                }
+            }
+        }
+    }
+
+    /// When each text came first.
+    fn seen(&self, index: usize) -> Option<Instant> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.texts.get(index).and_then(|(_, seen)| *seen)
+    }
+}
+
 /// A command that came over the socket, and where its answer goes.
 type Asked = (Order, Sender<Value>);
 
@@ -110,8 +203,11 @@ type Asked = (Order, Sender<Value>);
 #[derive(Default)]
 pub struct Orders {
     timed: VecDeque<Timed>,
+    /// None: it has been carried out.
+    marked: Vec<Option<Marked>>,
+    listener: Arc<Listener>,
     control: Option<Control>,
-    /// What became of those that were due at a time, for the report.
+    /// What became of those that were due at some time, for the report.
     pub done: Vec<Value>,
 }
 
@@ -127,11 +223,15 @@ impl Drop for Control {
 }
 
 impl Orders {
-    /// Listens on a socket, and knows what is due when.
+    /// Listens on a socket, and knows what is due when, or after what.
     ///
     /// # Errors
     /// The socket can't be made; the error says what to do.
-    pub fn new(mut timed: Vec<Timed>, control: Option<&Path>) -> Result<Self, String> {
+    pub fn new(
+        mut timed: Vec<Timed>,
+        marked: Vec<Marked>,
+        control: Option<&Path>,
+    ) -> Result<Self, String> {
         timed.sort_by_key(|timed| timed.after);
         let control = control
             .map(|path| {
@@ -141,6 +241,8 @@ impl Orders {
             .transpose()?;
         Ok(Self {
             timed: timed.into(),
+            listener: Arc::new(Listener::new(&marked)),
+            marked: marked.into_iter().map(Some).collect(),
             control,
             done: Vec::new(),
         })
@@ -148,17 +250,37 @@ impl Orders {
 
     /// Whether there can be any.
     pub fn are_expected(&self) -> bool {
-        self.control.is_some() || !self.timed.is_empty()
+        self.control.is_some() || !self.timed.is_empty() || !self.marked.is_empty()
+    }
+
+    /// Who must be told what the guest prints, if anything waits for that.
+    pub(crate) fn listener(&self) -> Option<Arc<Listener>> {
+        (!self.marked.is_empty()).then(|| Arc::clone(&self.listener))
+    }
+
+    /// The next command that is due at its time or after its text.
+    fn due(&mut self, ran: Duration) -> Option<Order> {
+        if self.timed.front().is_some_and(|timed| timed.after <= ran) {
+            return self.timed.pop_front().map(|timed| timed.order);
+        }
+        let listener = Arc::clone(&self.listener);
+        let mut marked = self.marked.iter_mut().enumerate();
+        let is_due = |index: usize, marked: &Marked| {
+            let seen = listener.seen(index);
+            seen.is_some_and(|seen| seen.elapsed() >= marked.delay)
+        };
+        let (_, marked) = marked.find(|(index, marked)| {
+            let marked = marked.as_ref();
+            marked.is_some_and(|marked| is_due(*index, marked))
+        })?;
+        marked.take().map(|marked| marked.order)
     }
 
     /// Does what is due, `ran` from the start.
     pub(crate) fn obey(&mut self, live: Live<'_>, ran: Duration) {
         while !live.end.is_reached() {
-            if self.timed.front().is_some_and(|timed| timed.after <= ran) {
-                let Some(timed) = self.timed.pop_front() else {
-                    return;
-                };
-                let answer = carry_out(&timed.order, live, ran);
+            if let Some(order) = self.due(ran) {
+                let answer = carry_out(&order, live, ran);
                 eprintln!("{answer}");
                 self.done.push(answer);
             } else if let Some((order, answer)) = self
@@ -318,6 +440,47 @@ mod tests {
         for text in ["save x", "x:save y", "-1:quit", "5:"] {
             assert!(text.parse::<Timed>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_command_after_a_text_is_due_when_the_guest_has_printed_all_of_it() {
+        let marked = |text: &str| text.parse::<Marked>();
+        assert_eq!(
+            marked("a: b:250:save x:7:y"),
+            Ok(Marked {
+                text: "a: b".into(),
+                delay: Duration::from_millis(250),
+                order: Order::Save("x:7:y".into())
+            })
+        );
+        for text in [
+            "login",
+            ":5:quit",
+            "login:5",
+            "login:x:quit",
+            "login:5:dance",
+        ] {
+            assert!(marked(text).is_err(), "{text}");
+        }
+        let wanted = vec![
+            marked("aab:0:status").unwrap(),
+            marked("…:0:quit").unwrap(),
+            marked("late:60000:quit").unwrap(),
+        ];
+        let mut orders = Orders::new(Vec::new(), wanted, None).unwrap();
+        assert!(orders.are_expected());
+        let listener = orders.listener().unwrap();
+        let mut due = || orders.due(Duration::ZERO);
+        for part in ["a late", " a", "a", "c"] {
+            listener.hear(part.as_bytes());
+            assert_eq!(due(), None, "{part}");
+        }
+        listener.hear(b"xaaab");
+        assert_eq!(due(), Some(Order::Status));
+        assert_eq!(due(), None);
+        "aab …".bytes().for_each(|byte| listener.hear(&[byte]));
+        assert_eq!(due(), Some(Order::Quit));
+        assert_eq!(due(), None);
     }
 
     #[test]
