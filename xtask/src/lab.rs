@@ -6,6 +6,7 @@
 
 mod build;
 mod compare;
+mod direct;
 mod emulator;
 mod guest;
 mod host;

@@ -135,6 +135,8 @@ pub enum Check {
     Rng(Rng),
     /// The virtio console.
     Console(Console),
+    /// Timers and clocks.
+    Timers(Timers),
     /// DMA of the test endpoint through mappings of vfio-pci.
     VfioDma(VfioDma),
     /// Every MSI-X vector of the test endpoint, received by vfio-pci.
@@ -191,6 +193,7 @@ impl Check {
             Self::Net(_) => "net",
             Self::Rng(_) => "rng",
             Self::Console(_) => "console",
+            Self::Timers(_) => "timers",
             Self::VfioDma(_) => "vfio-dma",
             Self::Msix(_) => "msix",
             Self::Msi(_) => "msi",
@@ -419,6 +422,26 @@ pub struct Rng {
 impl Default for Rng {
     fn default() -> Self {
         Self { bytes: 4096 }
+    }
+}
+
+/// The parameters of [`Check::Timers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timers {
+    /// How long threads sleep, in milliseconds.
+    pub millis: u64,
+    /// The most that one may be woken too late.
+    pub late_millis: u64,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            millis: 2000,
+            // A processor that is emulated may be kept waiting.
+            late_millis: 5000,
+        }
     }
 }
 

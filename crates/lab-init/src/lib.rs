@@ -95,6 +95,26 @@ pub struct Command {
     /// With [`Output::Console`]: look where the processors are while it runs.
     #[serde(default)]
     pub profile: Option<Profiling>,
+    /// It is left out unless another one ended so.
+    #[serde(default)]
+    pub only_after: Option<Said>,
+}
+
+/// A program that has ended, by its last words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// The name of its result.
+    pub name: String,
+    /// What is in its standard output.
+    pub text: String,
+}
+
+impl Said {
+    /// Whether it is so.
+    pub fn holds(&self, commands: &BTreeMap<String, Ran>) -> bool {
+        let ran = commands.get(&self.name);
+        ran.is_some_and(|ran| ran.stdout.contains(&self.text))
+    }
 }
 
 /// How a program that runs a virtual machine is profiled.
@@ -286,6 +306,24 @@ mod tests {
         assert!(console.lines().all(|line| line.len() <= LINE));
         let seen = console.replace('\n', "\r\n");
         assert_eq!(report_in(&seen), Ok(report));
+    }
+
+    #[test]
+    fn what_a_program_said_is_known_once_it_has_ended() {
+        let said = Said {
+            name: "a".into(),
+            text: "\"how\":\"saved\"".into(),
+        };
+        let ran = |stdout: &str| Ran {
+            stdout: stdout.into(),
+            ..Ran::default()
+        };
+        let mut commands = BTreeMap::new();
+        assert!(!said.holds(&commands));
+        commands.insert("a".to_owned(), ran("{\"how\":\"power-off\"}"));
+        assert!(!said.holds(&commands));
+        commands.insert("a".to_owned(), ran("{\"how\":\"saved\"}"));
+        assert!(said.holds(&commands));
     }
 
     #[test]

@@ -79,6 +79,10 @@ fn run(plan: &Plan, report: &mut Report) {
     }
     let mut waited_for = Vec::new();
     for command in &plan.commands {
+        let after = command.only_after.as_ref();
+        if after.is_some_and(|said| !said.holds(&report.commands)) {
+            continue;
+        }
         // A sign of life: an emulated machine that says nothing is taken for one that hangs.
         println!("amdvi-lab-init: {}", command.name);
         let mut argv = command

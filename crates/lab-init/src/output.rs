@@ -179,6 +179,7 @@ mod tests {
             marks: marks.into(),
             background: false,
             profile: None,
+            only_after: None,
         };
         let ran = stream(&mut program, &command).unwrap();
         assert_eq!(ran.code, Some(3));

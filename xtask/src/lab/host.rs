@@ -249,6 +249,7 @@ fn plan() -> Plan {
         user: None,
         output: amdvi_lab_init::Output::Report,
         marks: Default::default(),
+        only_after: None,
         background: false,
         profile: None,
     };

@@ -4,17 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use amdvi_lab_guest::PHASE;
 use amdvi_lab_init::cpio::Cpio;
-use amdvi_lab_init::{Mark, Output, PLAN, Plan, Profile, Profiling, Tap, report_in};
+use amdvi_lab_init::{Mark, Output, PLAN, Plan, Profile, Profiling, Said, Tap, report_in};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::emulator::{Console, Emulator, Limits, Watch, read};
-use super::journey::{Journey, Leg, VMM};
+use super::direct;
+use super::emulator::{Emulator, Limits, Watch};
+use super::journey::{Journey, Leg};
 use super::kernels::Kernel;
 use super::programs::Programs;
 use super::{build, cache, qemu};
@@ -30,6 +31,8 @@ const FOLDER: &str = "/job";
 const CPUS: u32 = 1;
 /// What its kernel is told: a processor that polls for work of a guest that halts keeps others from theirs.
 const HOST_CMDLINE: &str = "kvm.halt_poll_ns=0";
+/// How a reference VMM that has saved its machine says so, in its report.
+const SAVED: &str = r#""how":"saved""#;
 /// Its memory in MiB: archives are there twice while they are unpacked.
 const MEMORY: u32 = 4096;
 
@@ -157,7 +160,7 @@ impl Runner {
                 if let Some(feature) = job.lacks(&cpuinfo) {
                     bail!("this machine's CPU lacks {feature}, which the guest needs");
                 }
-                travel(refvmm, job, folder, watch)
+                direct::travel(refvmm, job, folder, watch)
             }
             Self::Nested(nested) => nested.run(job, folder, watch),
         }
@@ -217,7 +220,7 @@ impl Job {
     }
 
     /// The arguments, with paths for the names of files.
-    fn args_with(&self, path: impl Fn(&str, &str) -> String) -> Vec<String> {
+    pub(super) fn args_with(&self, path: impl Fn(&str, &str) -> String) -> Vec<String> {
         let replace = |arg: &String| {
             self.files.iter().fold(arg.clone(), |arg, (name, here)| {
                 let name_in_braces = format!("{{{name}}}");
@@ -300,9 +303,13 @@ impl Nested {
                     phase: PHASE.to_owned(),
                     names: place(DISK),
                 }),
+                only_after: leg.after.map(|name| Said {
+                    name,
+                    text: SAVED.to_owned(),
+                }),
             }
         };
-        let legs = job.journey.legs(FOLDER).into_iter();
+        let legs = job.journey.legs(Path::new(FOLDER)).into_iter();
         let plan = Plan {
             commands: legs.map(command).collect(),
             taps: job.taps.clone(),
@@ -344,9 +351,10 @@ impl Nested {
         if let Some(problem) = report.problems.first() {
             bail!("the emulated machine could not {problem}");
         }
-        let ran = report
+        // The last in the order of names is that in which the machine ended.
+        let (_, ran) = report
             .commands
-            .remove(VMM)
+            .pop_last()
             .context("the emulated machine did not start the reference VMM")?;
         let json = |stdout: &str| serde_json::from_str(stdout).ok();
         let legs = report.commands.iter();
@@ -368,76 +376,6 @@ impl Nested {
 struct Files {
     kernel: PathBuf,
     initrd: PathBuf,
-}
-
-/// Runs the reference VMM on this machine, or one after the other.
-fn travel(refvmm: &Path, job: &Job, folder: &Path, watch: &mut Watch<'_>) -> Result<Ran> {
-    if matches!(job.journey, Journey::Moved(_)) {
-        bail!("two reference VMMs at a time are run in an emulated machine only, so far");
-    }
-    let mut before: Option<Ran> = None;
-    for (number, leg) in (1..).zip(job.journey.legs(&folder.to_string_lossy())) {
-        let mut ran = direct(refvmm, job, &leg, number, folder, watch)?;
-        if let Some(before) = before {
-            ran.console.insert_str(0, &before.console);
-            ran.legs = before.legs;
-        }
-        if leg.name != VMM {
-            ran.legs.push((leg.name, ran.json.clone()));
-        }
-        before = Some(ran);
-    }
-    before.context("a journey without a part")
-}
-
-/// Runs the reference VMM on this machine.
-fn direct(
-    refvmm: &Path,
-    job: &Job,
-    leg: &Leg,
-    number: u32,
-    folder: &Path,
-    watch: &mut Watch<'_>,
-) -> Result<Ran> {
-    let log = folder.join(format!("console.{number}.log"));
-    let errors = folder.join(format!("stderr.{number}.log"));
-    let mut child = Command::new(refvmm)
-        .args(job.args_with(|_, here| here.to_owned()))
-        .args(&leg.args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(fs::File::create(&errors)?)
-        .spawn()
-        .with_context(|| format!("cannot start {}", refvmm.display()))?;
-    let mut console = Console::new(read(&mut child, &log)?, job.limits.silence);
-    let mut json = None;
-    let ended = console.follow(Instant::now() + job.limits.total, false, &mut |line| {
-        if line.starts_with('{') {
-            json = serde_json::from_str(line).ok().or(json.take());
-        }
-        watch(line);
-    });
-    if !ended {
-        child.kill().context("cannot end the reference VMM")?;
-    }
-    let status = child.wait()?;
-    if !ended {
-        bail!(
-            "it hung (nothing for {} s, or no end in {} s), see {}",
-            job.limits.silence.as_secs(),
-            job.limits.total.as_secs(),
-            log.display()
-        );
-    }
-    Ok(Ran {
-        code: status.code(),
-        json,
-        legs: Vec::new(),
-        console: console.text + &fs::read_to_string(&errors).unwrap_or_default(),
-        remarks: Vec::new(),
-        marks: BTreeMap::new(),
-        profile: Profile::new(),
-    })
 }
 
 /// The folders that files are in, each after the one that it is in.

@@ -22,6 +22,7 @@ mod pins;
 mod rng;
 mod stress;
 mod sva;
+mod timers;
 
 use std::sync::Arc;
 
@@ -44,6 +45,7 @@ pub(crate) fn run(check: &Check, context: &Arc<Context>) -> Result<String> {
         Check::Net(want) => net::check(want),
         Check::Rng(want) => rng::check(want),
         Check::Console(want) => console::check(want),
+        Check::Timers(want) => timers::check(want),
         Check::VfioDma(want) => dma::check(want),
         Check::UnmapFault(want) => dma::check_fault(want, context),
         Check::Msix(want) => msix::check(want, context),

@@ -63,14 +63,21 @@ pub(super) fn judge(case: &Case, ran: Ran) -> Verdict {
         None => "the reference VMM was ended by a signal".to_owned(),
     };
     say("end", ran.code == Some(case.status), how);
+    let mut went = 0;
     for (name, json) in &ran.legs {
         let how = json.as_ref().and_then(|json| json.pointer("/ended/how"));
-        let orders = json.as_ref().and_then(|json| json.get("orders"));
-        let orders = orders.map(Value::to_string).unwrap_or_default();
+        let gone = how == Some(&case.journey.ending().into());
+        went += usize::from(gone);
+        say(name, gone && obeyed(json.as_ref()), orders(json.as_ref()));
+    }
+    let least = case.journey.least();
+    if least > 0 {
+        let what = case.journey.ending();
+        let last = orders(ran.json.as_ref());
         say(
-            name,
-            how == Some(&case.journey.ending().into()),
-            format!("{how:?}: {orders}"),
+            "journey",
+            went >= least && obeyed(ran.json.as_ref()),
+            format!("{what} {went} times, {least} at least; in the end {last}"),
         );
     }
     for (index, report) in reports.iter().enumerate() {
@@ -118,6 +125,20 @@ pub(super) fn judge(case: &Case, ran: Ran) -> Verdict {
     }
 }
 
+/// What a reference VMM did of what it was told to do in the course of time.
+fn orders(report: Option<&Value>) -> String {
+    let ended = report.and_then(|report| report.pointer("/ended/how"));
+    let orders = report.and_then(|report| report.get("orders"));
+    let said = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
+    format!("{}: {}", said(ended), said(orders))
+}
+
+/// Whether all of it could be done.
+fn obeyed(report: Option<&Value>) -> bool {
+    let orders = report.and_then(|report| report.get("orders")?.as_array());
+    orders.is_none_or(|orders| orders.iter().all(|order| order["ok"] == true))
+}
+
 /// The end of the console, without the emulated machine's own report.
 fn last_words(ran: &Ran) -> String {
     let text = ran
@@ -134,6 +155,7 @@ mod tests {
     use super::super::case::Version;
     use super::super::expect::equal;
     use super::*;
+    use crate::lab::journey::Journey;
 
     fn ran(reports: &[Report]) -> Ran {
         let lines: Vec<_> = reports.iter().map(Report::line).collect();
@@ -183,6 +205,33 @@ mod tests {
             ..ran(&[report(true)])
         };
         assert!(!judge(&case, other).passed);
+    }
+
+    #[test]
+    fn a_journey_is_one_if_the_machine_went_often_enough_and_nothing_was_refused() {
+        let case = Case::usual(Version::V7).journey(Journey::Saved { least: 2, most: 3 });
+        let leg = |how: &str, ok: bool| serde_json::json!({ "ended": { "how": how }, "orders": [{ "ok": ok }] });
+        let judged = |legs: &[Value], last: Value| {
+            let legs = legs
+                .iter()
+                .cloned()
+                .map(|leg| ("vmm".to_owned(), Some(leg)));
+            let ran = Ran {
+                legs: legs.collect(),
+                json: Some(last),
+                ..ran(&[report(true)])
+            };
+            judge(&case, ran).passed
+        };
+        let saved = || leg("saved", true);
+        let end = || serde_json::json!({ "ended": { "how": "power-off" }, "orders": [] });
+        assert!(judged(&[saved(), saved()], end()));
+        assert!(!judged(&[saved()], end()), "too few");
+        assert!(!judged(&[saved(), leg("power-off", true)], end()));
+        assert!(
+            !judged(&[saved(), saved()], leg("power-off", false)),
+            "a save failed"
+        );
     }
 
     #[test]

@@ -220,7 +220,7 @@ pub(super) fn job(
         files,
         cpu: case.cpu,
         limits: limits(case.seconds),
-        journey: case.journey.clone(),
+        journey: case.journey,
         ..Job::default()
     })
 }
