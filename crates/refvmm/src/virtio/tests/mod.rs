@@ -3,6 +3,7 @@
 mod blk;
 mod chars;
 mod driver;
+mod forged;
 mod hostile;
 mod net;
 mod rig;
