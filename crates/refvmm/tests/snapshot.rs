@@ -383,6 +383,33 @@ fn a_save_that_fails_leaves_the_machine_running_and_says_why() {
 }
 
 #[test]
+fn a_full_disk_costs_the_save_and_neither_the_machine_nor_the_earlier_save() {
+    let Some(lab) = Lab::new() else { return };
+    let path = lab.saved();
+    let earlier = fs::read(&path).unwrap();
+    for order in ["save", "suspend"] {
+        let at = format!("20:{order} {}", path.display());
+        let command = lab.command(SHORT, &["--at", &at]);
+        // Files of this process may have 50 KiB, which makes of writing more an error as that of a full disk.
+        let ran = Command::new("sh")
+            .args(["-c", "trap '' XFSZ; ulimit -f 100; exec \"$0\" \"$@\""])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .stdin(Stdio::null())
+            .output();
+        let ran = Ran::of(ran.expect("it starts"));
+        assert!(ran.passed(), "{order}: {ran:?}");
+        let error = ran.answer()["error"].to_string();
+        assert!(
+            error.contains("File too large") && error.contains("saved"),
+            "{error}"
+        );
+        assert_eq!(fs::read(&path).unwrap(), earlier, "{order}");
+        assert!(!lab.path("saved.partial").exists(), "{order}");
+    }
+}
+
+#[test]
 fn until_it_is_handed_over_the_machine_is_the_source_s() {
     let Some(lab) = Lab::new() else { return };
     let socket = lab.path("socket");

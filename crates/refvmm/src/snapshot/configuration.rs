@@ -56,7 +56,7 @@ impl Configuration {
                 continue;
             }
             let said = |value: Option<String>| match value {
-                Some(value) => format!("`{value}`"),
+                Some(value) => format!("`{}`", printable(&value)),
                 None => "none".to_owned(),
             };
             let what = if name.starts_with("CPUID") {
@@ -65,13 +65,24 @@ impl Configuration {
                 "start this one with the same options"
             };
             return Some(format!(
-                "{name}: the saved machine has {}, this one {}; {what}",
+                "{}: the saved machine has {}, this one {}; {what}",
+                printable(name),
                 said(there),
                 said(here)
             ));
         }
         None
     }
+}
+
+/// What a saved machine says, for a terminal: somebody may have forged it.
+fn printable(text: &str) -> String {
+    /// More than any option of ours has.
+    const MOST: usize = 1000;
+    text.chars()
+        .take(MOST)
+        .flat_map(char::escape_debug)
+        .collect()
 }
 
 #[cfg(test)]
@@ -105,6 +116,13 @@ mod tests {
             assert!(parts.iter().all(|part| why.contains(part)), "{why}");
             assert!(why.contains("the same options"), "{why}");
         }
+    }
+
+    #[test]
+    fn what_a_forged_machine_says_does_not_reach_the_terminal_as_it_is() {
+        let forged = of(&[("--cpus", &format!("\x1b[2J{}", "9".repeat(1 << 20)))]);
+        let why = of(&[("--cpus", "2")]).refuses(&forged).unwrap();
+        assert!(why.len() < 2000 && why.contains("\\u{1b}[2J999"), "{why}");
     }
 
     #[test]
