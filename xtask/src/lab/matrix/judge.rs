@@ -79,6 +79,13 @@ pub(super) fn judge(case: &Case, ran: Ran) -> Verdict {
             went >= least && obeyed(ran.json.as_ref()),
             format!("{what} {went} times, {least} at least; in the end {last}"),
         );
+        if let Some(count) = by_irqfds(&ran) {
+            say(
+                "irqfds",
+                count > 0,
+                format!("{count} interrupts went by irqfds"),
+            );
+        }
     }
     for (index, report) in reports.iter().enumerate() {
         let prefix = if index == 0 { "" } else { "after-kexec/" };
@@ -123,6 +130,15 @@ pub(super) fn judge(case: &Case, ran: Ran) -> Verdict {
         machine: ran.json,
         remarks: ran.remarks,
     }
+}
+
+/// Interrupts that went by irqfds in all processes; none without irqfds.
+fn by_irqfds(ran: &Ran) -> Option<u64> {
+    let legs = ran.legs.iter().map(|(_, json)| json.as_ref());
+    let counts = legs
+        .chain([ran.json.as_ref()])
+        .filter_map(|json| json?.pointer("/routes/by_irqfd")?.as_u64());
+    counts.reduce(|sum, count| sum + count)
 }
 
 /// What a reference VMM did of what it was told to do in the course of time.
@@ -232,6 +248,13 @@ mod tests {
             !judged(&[saved(), saved()], leg("power-off", false)),
             "a save failed"
         );
+        let routed = |count: u64| {
+            let mut leg = saved();
+            leg["routes"] = serde_json::json!({ "by_irqfd": count });
+            leg
+        };
+        assert!(judged(&[routed(0), routed(5)], end()));
+        assert!(!judged(&[routed(0), routed(0)], end()), "no irqfd was used");
     }
 
     #[test]
