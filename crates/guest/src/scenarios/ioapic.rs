@@ -205,9 +205,14 @@ fn level<P: Platform + ?Sized>(
     let (handled, recorded) = (m.p.interrupts(cpu, VECTOR), m.dev.recorded(m.p));
     for _ in 0..100 {
         m.p.pause();
+        let now = (m.p.interrupts(cpu, VECTOR), m.dev.recorded(m.p));
         ensure!(
-            m.p.interrupts(cpu, VECTOR) == handled && m.dev.recorded(m.p) == recorded,
-            "a pin that is low goes on firing"
+            now == (handled, recorded),
+            "a pin that is low goes on firing: {} handled and {} sent, then {} and {}",
+            handled,
+            recorded,
+            now.0,
+            now.1
         );
     }
     ioapic.mask(m, pin);
