@@ -92,7 +92,7 @@ fn hits(c: &mut Criterion) {
         hit(c, id, &rig, &mut mapper, &shuffled(base, shift, count));
     }
     // What is too much for the handle's cache and is found in the shared IOTLB.
-    let rig = Rig::new(8 * Iotlb::DEFAULT_ENTRIES);
+    let rig = Rig::marked(8 * Iotlb::DEFAULT_ENTRIES);
     let mut mapper = rig.mapper(0, 16);
     hit(
         c,
@@ -122,17 +122,22 @@ fn hit(c: &mut Criterion, id: &str, rig: &Rig, mapper: &mut Mapper, addresses: &
     group.finish();
 }
 
-/// Caches that are far too small: every request walks four levels.
+/// Caches that are far too small: every request walks four levels, the short way or the long one.
 fn miss(c: &mut Criterion) {
-    let rig = Rig::new(1);
-    let mut mapper = rig.mapper(0, 16);
     let addresses = shuffled(SMALL, 12, 4096);
     let mut group = c.benchmark_group("translate");
     group.throughput(Throughput::Elements(addresses.len() as u64));
-    group.bench_function("miss/4-level", |b| {
-        b.iter(|| run(&mut mapper, &rig.memory, black_box(&addresses)));
-    });
+    for (id, rig) in [
+        ("miss/short", Rig::new(1)),
+        ("miss/4-level", Rig::marked(1)),
+    ] {
+        let mut mapper = rig.mapper(0, 16);
+        group.bench_function(id, |b| {
+            b.iter(|| run(&mut mapper, &rig.memory, black_box(&addresses)));
+        });
+    }
     group.finish();
+    let rig = Rig::new(1);
 
     // The same loads, each depending on the one before, with nothing else.
     let mut group = c.benchmark_group("baseline");

@@ -7,6 +7,7 @@ use amdvi_core::{Barrier, Fabric, View};
 use amdvi_dma::{Iotlb, Mapper};
 use amdvi_regs::dte::{DteQ0, DteQ1};
 use amdvi_regs::mmio::{Control, DeviceTableBase, ExtendedFeature, ExtendedFeature2};
+use amdvi_regs::pte::HostPte;
 use amdvi_regs::{DeviceId, MemoryError, PhysMemory};
 
 const DEVICE_TABLE: u64 = 0x1_0000;
@@ -89,12 +90,23 @@ pub(crate) fn page(n: u64) -> u64 {
 impl Rig {
     /// Tables of four levels, and a shared IOTLB of `iotlb_entries`.
     pub(crate) fn new(iotlb_entries: usize) -> Self {
+        Self::build(iotlb_entries, false)
+    }
+
+    /// The same whose accessed bits are maintained, and set: misses of such tables go the long way.
+    pub(crate) fn marked(iotlb_entries: usize) -> Self {
+        Self::build(iotlb_entries, true)
+    }
+
+    fn build(iotlb_entries: usize, marked: bool) -> Self {
         let memory = Memory::new(BYTES);
+        let present = PRESENT | HostPte::new().with_a(marked).into_bits();
         let q0 = DteQ0::new()
             .with_v(true)
             .with_tv(true)
             .with_mode(4)
             .with_host_pt_root(ROOT >> 12)
+            .with_had(u8::from(marked))
             .with_ir(true)
             .with_iw(true);
         let q1 = DteQ1::new().with_domain_id(DOMAIN);
@@ -103,19 +115,20 @@ impl Rig {
             memory.set(dte, q0.into_bits());
             memory.set(dte + 8, q1.into_bits());
         }
-        let pde = |level: u64, table: u64| PRESENT | level << 9 | table;
+        let pde = |level: u64, table: u64| present | level << 9 | table;
         memory.set(ROOT, pde(3, LEVEL_3));
         memory.set(LEVEL_3 + (SMALL >> 30) * 8, pde(2, LEVEL_2));
         memory.set(LEVEL_3 + (LARGE >> 30) * 8, pde(2, LEVEL_2_LARGE));
         for n in 0..512 {
             let table = LEVEL_1 + n * 0x1000;
             memory.set(LEVEL_2 + n * 8, pde(1, table));
-            memory.set(LEVEL_2_LARGE + n * 8, PRESENT | 0x80_0000_0000 | n << 21);
+            memory.set(LEVEL_2_LARGE + n * 8, present | 0x80_0000_0000 | n << 21);
             for m in 0..512 {
-                memory.set(table + m * 8, PRESENT | page(n << 9 | m));
+                memory.set(table + m * 8, present | page(n << 9 | m));
             }
         }
-        let view = View::new(ExtendedFeature::new(), ExtendedFeature2::new());
+        let features = ExtendedFeature::new().with_ha_sup(marked);
+        let view = View::new(features, ExtendedFeature2::new());
         view.set_control(Control::RESET.with_iommu_en(true));
         view.set_device_table(0, DeviceTableBase::new().with_base_page(DEVICE_TABLE >> 12));
         Self {

@@ -231,7 +231,7 @@ impl Iommu {
                 inner.changes = Changes::All;
                 inner.invalidated = Invalidated::All;
             }
-            // PDE asks for cached upper levels, too: those go with any invalidation of the domain.
+            // PDE asks for cached upper levels too: only leaves are cached.
             Command::InvalidateIommuPages(c) => {
                 let (domain, range) = (c.domain_id(), c.range());
                 self.fabric.journal.append(Invalidation {

@@ -1,4 +1,5 @@
-//! The translations that all requesters of one IOMMU share.
+//! The translations that all requesters of one IOMMU share: those whose walk is long, by guest tables or
+//! with accessed bits to set. Others are found faster by a walk ([`crate::plain`]).
 //!
 //! A set-associative cache of fixed size. Reading it is wait-free: a set is read under a sequence
 //! check, and after a few disturbed attempts the answer is a miss. Writing is optional, so a writer

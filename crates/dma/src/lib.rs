@@ -7,7 +7,7 @@
 //!   with a [`Span`] (where the bytes are, up to the end of the page that maps them) or a [`Fault`]
 //!   with the event record that the specification asks for. It holds no state.
 //! - [`Mapper`] is a requester's handle: it finds the Device Table Entry and keeps it, looks into its
-//!   own cache and into the [`Iotlb`] that all requesters share, and ties the result to the operation
+//!   own cache and, where a walk is long, into the [`Iotlb`] that all requesters share, and ties the result to the operation
 //!   that a COMPLETION_WAIT waits for. It obeys the journal of [`amdvi_core`].
 //! - [`AddressSpace`] tells what a requester's tables map now, range by range, for whoever keeps a copy.
 //!

@@ -14,8 +14,8 @@ use crate::state::State;
 
 /// The DMA side of one requester handle: one function and one thread.
 ///
-/// Looks in its own cache, then in the shared IOTLB, then in the guest's tables. What it answers is
-/// as old as the last invalidation that it could know of when the operation began, never older.
+/// Looks in its own cache, then in the guest's tables; where a walk is long (guest tables, accessed bits), in
+/// the shared IOTLB before them. What it answers is as old as the last invalidation that it could know of when the operation began, never older.
 pub struct Mapper {
     requester: Requester,
     state: State,

@@ -3,8 +3,8 @@
 //! A guest whose drivers map each buffer for one request, as Linux's do, makes its devices miss all the
 //! time: what they translate is new, and what they knew has been invalidated. Nearly all of these misses
 //! are of one kind: a request without a PASID, to an ordinary address, by an entry with host tables
-//! that maintain no bits. For them, what the entry says is worked out once, and an upper part of the walk
-//! is remembered. Whatever is not like that, every fault among it, goes the long way
+//! that maintain no bits. For them, what the entry says is worked out once, and the walk is made without
+//! asking the shared IOTLB. Whatever is not like that, every fault among it, goes the long way
 //! ([`crate::translate`]), which decides all over again.
 
 use amdvi_regs::PhysMemory;
@@ -109,18 +109,14 @@ impl Plain {
     /// must be gone.
     pub(crate) fn walk<M: PhysMemory + ?Sized>(
         &self,
-        tables: &mut Tables,
         memory: &M,
         iova: u64,
         needed: Permissions,
     ) -> Option<Page> {
         let contains = |window: &&Window| window.first <= iova && iova <= window.last;
         let window = self.windows.iter().find(contains)?;
-        let known = tables.get(iova);
-        let (mut table, mut level, mut shift, mut above) = match known {
-            Some((table, above)) => (table, 1, 12, above),
-            None => (self.root, self.level, self.shift, self.granted),
-        };
+        let (mut table, mut level, mut shift, mut above) =
+            (self.root, self.level, self.shift, self.granted);
         // Ends: each turn returns, or goes on at a lower level.
         loop {
             let gpa = table + ((iova >> shift) & (TABLE_ENTRIES - 1)) * 8;
@@ -140,9 +136,6 @@ impl Plain {
                     if iova & !offset < window.first || iova | offset > window.last {
                         return None;
                     }
-                    if level == 1 && known.is_none() {
-                        tables.put(iova, table, above);
-                    }
                     return Some(Page {
                         shift: page_shift as u8,
                         gpa: entry.address() & !offset,
@@ -150,54 +143,6 @@ impl Plain {
                     });
                 }
             }
-        }
-    }
-}
-
-/// log2 of what a table of level 1 maps.
-const REACH: u32 = 21;
-/// How many tables are remembered.
-const PLACES: usize = 64;
-
-/// Where the tables of level 1 are, as walks have found them, with the permissions of the entries above:
-/// what a walk begins with if the last one in its neighbourhood was not long ago. Private to a
-/// handle, and dropped with the first invalidation of the domain, whatever that is about.
-#[derive(Debug)]
-pub(crate) struct Tables {
-    /// IOVA >> 21 with a bit that is always set, or 0; GPA of the table with the permissions.
-    places: [(u64, u64); PLACES],
-    /// There may be some.
-    used: bool,
-}
-
-const TAKEN: u64 = 1 << 63;
-
-impl Tables {
-    pub(crate) const fn new() -> Self {
-        Self {
-            places: [(0, 0); PLACES],
-            used: false,
-        }
-    }
-
-    fn get(&self, iova: u64) -> Option<(u64, Permissions)> {
-        let number = iova >> REACH;
-        let (tag, value) = self.places[number as usize % PLACES];
-        (tag == number | TAKEN)
-            .then_some((value & !0xfff, Permissions::from_bits_truncate(value as u8)))
-    }
-
-    fn put(&mut self, iova: u64, table: u64, above: Permissions) {
-        let number = iova >> REACH;
-        self.places[number as usize % PLACES] = (number | TAKEN, table | u64::from(above.bits()));
-        self.used = true;
-    }
-
-    /// Forgets all of them.
-    pub(crate) fn clear(&mut self) {
-        if self.used {
-            self.places = [(0, 0); PLACES];
-            self.used = false;
         }
     }
 }

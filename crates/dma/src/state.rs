@@ -17,7 +17,7 @@ use crate::dte::{DmaEntry, read_entry};
 use crate::fault::MASTER_ABORT;
 use crate::iotlb::Iotlb;
 use crate::outcome::{Answer, Cause, Failure, Piece};
-use crate::plain::{Plain, Tables};
+use crate::plain::Plain;
 use crate::ranges::{AddressClass, classify, classify_untranslated};
 use crate::request::{Access, Bypass, Pasid, Permissions, Request, RequestKind, Span, Target};
 use crate::translate::{fault, last_address, translate_by};
@@ -35,8 +35,6 @@ pub(crate) struct State {
     dte: Option<Dte>,
     /// The same of requests that go the short way.
     plain: Plain,
-    /// Parts of the walks of such requests.
-    tables: Tables,
     /// Somebody counts what happens here.
     counting: bool,
     iotlb: Arc<Iotlb>,
@@ -70,7 +68,6 @@ impl State {
             head: 0,
             dte: None,
             plain: Plain::NOTHING,
-            tables: Tables::new(),
             counting: false,
             iotlb,
             va_bits,
@@ -158,7 +155,7 @@ impl State {
         if fits
             && pasid.is_none()
             && !self.counting
-            && let Some(page) = self.plain.walk(&mut self.tables, memory, iova, needed)
+            && let Some(page) = self.plain.walk(memory, iova, needed)
         {
             self.cache
                 .put(kind, iova, page.shift, page.gpa, page.permissions);
@@ -340,7 +337,6 @@ impl State {
         if generation != self.generation {
             self.dte = None;
             self.plain = Plain::NOTHING;
-            self.tables.clear();
             self.cache.clear();
         } else if head != self.head
             && let Some(dte) = self.dte
@@ -348,14 +344,13 @@ impl State {
             let domain = dte.entry.q1.domain_id();
             // GIoV makes a request without a PASID one of PASID 0.
             let giov = dte.context.uses_guest_tables(dte.entry.q0) && dte.entry.q0.giov();
-            let (cache, tables) = (&mut self.cache, &mut self.tables);
+            let cache = &mut self.cache;
             // Dropping too much is never wrong, and bounds what one operation does here.
             let mut budget = 2 * cache.len();
             let lost = journal.any_since(self.head, head, |invalidation| {
                 if invalidation.domain.is_some_and(|its| its != domain) {
                     return false;
                 }
-                tables.clear();
                 let steps = match invalidation.pasid {
                     None if giov => {
                         cache.clear();
@@ -380,7 +375,6 @@ impl State {
                 budget == 0
             });
             if lost {
-                tables.clear();
                 cache.clear();
             }
         }

@@ -100,7 +100,7 @@ proptest! {
         }
         let mut mapper = Mapper::new(rig.fabric.clone(), rig.iotlb.clone(), EIGHT, 64, 64);
         let _ = rig.one(&mut mapper, Access::Read, FIRST);
-        // From the tables, from what is remembered of them, from the cache.
+        // From the tables, another page's, from the cache.
         for iova in [iova, neighbour, iova] {
             let request = Request { device_id: EIGHT, len, ..request(access, iova) };
             let long = translate(&context, &DmaEntry::new(q0, q1), &request, &rig.memory);

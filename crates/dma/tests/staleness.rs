@@ -435,23 +435,30 @@ proptest! {
             let (first, _) = pages[pick.index(pages.len())];
             prop_assert!(rig.one(&mut mapper, Access::Read, first).is_ok());
         }
-        let ranges: Vec<_> = ranges.into_iter().map(|(n, size, near)| {
+        // Several large ones are more than the handle looks through at once: it drops everything then.
+        let most = if plain { 1 } else { ranges.len() };
+        let ranges: Vec<_> = ranges.into_iter().take(most).map(|(n, size, near)| {
             let iova = if near { pages[pick.index(pages.len())].0 ^ n << 12 } else { n << 22 };
             InvalidationRange::covering(iova, iova ^ 1 << (size - 1))
         }).collect();
+        let walks = |rig: &Rig, mapper: &mut Mapper, iova: u64, size: u32| {
+            rig.memory.take_loads();
+            for address in [iova | ((1 << size) - 1), iova] {
+                assert!(rig.one(mapper, Access::Read, address).is_ok());
+            }
+            !rig.memory.take_loads().is_empty()
+        };
+        // Two pages may want one place of the handle's cache. Only where it is the only one are they walked for.
+        let thrown_out: Vec<_> = pages.iter().map(|&(iova, size)| plain && walks(&rig, &mut mapper, iova, size)).collect();
         for &range in &ranges {
             rig.fabric.journal.append(Invalidation { domain: Some(domain), pasid: None, range });
         }
-        rig.memory.take_loads();
-        for &(iova, size) in &pages {
+        for (&(iova, size), thrown_out) in pages.iter().zip(thrown_out) {
             let last = iova | ((1 << size) - 1);
             let overlaps = domain == DOMAIN && ranges.iter().any(|r| r.overlaps(iova, last));
-            for address in [last, iova] {
-                prop_assert!(rig.one(&mut mapper, Access::Read, address).is_ok());
-            }
-            let walked = !rig.memory.take_loads().is_empty();
-            // Two pages may want one place of the handle's cache, and here it is the only one.
-            prop_assert!(walked == overlaps || plain && walked, "{:#x}+2^{} after {:?}", iova, size, ranges);
+            let walked = walks(&rig, &mut mapper, iova, size);
+            let right = walked == overlaps || walked && thrown_out;
+            prop_assert!(right, "{:#x}+2^{}: walked {} after {:?}", iova, size, walked, ranges);
         }
     }
 }
