@@ -1,4 +1,7 @@
-//! Shared set-up of the benches: an IOMMU with one function and its interrupt remapping table.
+//! Shared set-up of the benches: an IOMMU with one function and its interrupt remapping table, and one
+//! that runs commands.
+
+mod commands;
 
 use std::sync::Arc;
 
@@ -10,6 +13,8 @@ use amdvi_regs::irte::{Irte32, Irte128Hi, Irte128Lo};
 use amdvi_regs::mmio::{Control, DeviceTableBase, ExtendedFeature, ExtendedFeature2};
 use amdvi_regs::msi::Msi;
 use amdvi_regs::{DeviceId, PhysMemory};
+
+pub use commands::Commands;
 
 const DEVICE_TABLE: u64 = 0x1_0000;
 const IRT: u64 = 0x2_0000;

@@ -7,17 +7,14 @@ use std::hint::black_box;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use amdvi_benches::{Format, Rig};
+use amdvi_benches::{Commands, Format, Rig};
 use amdvi_core::test_utils::TestMemory;
 use amdvi_core::{Barrier, Fabric, View};
-use amdvi_device::{Host, Iommu, Options};
 use amdvi_dma::{Access, Iotlb, Mapper, Pasid};
-use amdvi_irt::{Delivery, Outcome};
-use amdvi_regs::command::{Command, CompletionWait, InvalidateIommuPages};
+use amdvi_irt::Outcome;
+use amdvi_regs::command::InvalidateIommuPages;
 use amdvi_regs::dte::{Dte, DteQ0, DteQ1};
-use amdvi_regs::mmio::{
-    Control, DeviceTableBase, ExtendedFeature, ExtendedFeature2, RingBase, offset,
-};
+use amdvi_regs::mmio::{Control, DeviceTableBase, ExtendedFeature, ExtendedFeature2};
 use amdvi_regs::{DeviceId, PhysMemory};
 
 fn main() -> ExitCode {
@@ -174,55 +171,16 @@ fn process(times: usize) {
     }
 }
 
-const RING: u64 = 0x1_0000;
-const RING_LENGTH: u8 = 8;
-const STORE: u64 = 0x8000;
-
-struct Nobody;
-
-impl Host for Nobody {
-    fn deliver(&self, _: &Delivery) {}
-    fn doorbell(&self, _: u32) {}
-    fn commands_pending(&self) {}
-}
-
 /// What Linux's driver does to take a mapping away: an INVALIDATE_IOMMU_PAGES and a COMPLETION_WAIT, and
 /// the tail is written after each.
 fn unmap(times: usize) {
-    let memory = Arc::new(TestMemory::new(0x4_0000));
     let invalidate = InvalidateIommuPages::new()
         .with_domain_id(7)
         .with_pde(true)
         .with_address_page(0x1234);
-    let wait = CompletionWait::new()
-        .with_s(true)
-        .with_store_address_8(STORE >> 3);
-    let pair: [Command; 2] = [invalidate.into(), wait.into()];
-    for (slot, command) in (0..1 << RING_LENGTH).zip(pair.iter().cycle()) {
-        for (word, value) in (0..).zip(command.words()) {
-            memory
-                .store_u64(RING + slot * 16 + word * 8, value)
-                .expect("the ring is backed");
-        }
-    }
-    let options: Options = "amd-iommu".parse().expect("the plainest options");
-    let iommu = Iommu::new(&options, memory, Arc::new(Nobody));
-    let _functions: Vec<_> = (0..8)
-        .map(|n| iommu.endpoint(DeviceId::new(0, n, 0)))
-        .collect();
-    let write = |at, value: u64| iommu.mmio_write(at, &value.to_le_bytes());
-    let ring = RingBase::new()
-        .with_base_page(RING >> 12)
-        .with_length(RING_LENGTH);
-    write(offset::COMMAND_BUFFER_BASE, ring.into_bits());
-    let control = Control::RESET.with_iommu_en(true).with_cmd_buf_en(true);
-    write(offset::CONTROL, control.into_bits());
-    let mut tail = 0;
+    let mut commands = Commands::new(&[invalidate.into(), Commands::wait()]);
     for _ in 0..2 * times {
-        tail = (tail + 16) & ((16 << RING_LENGTH) - 1);
-        write(offset::COMMAND_TAIL, tail);
+        commands.run(1);
     }
-    let mut head = [0; 8];
-    iommu.mmio_read(offset::COMMAND_HEAD, &mut head);
-    assert_eq!(u64::from_le_bytes(head), tail, "all commands were run");
+    assert!(commands.is_done());
 }

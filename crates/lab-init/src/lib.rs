@@ -6,6 +6,7 @@
 pub mod cpio;
 pub mod kmsg;
 pub mod machine;
+pub mod names;
 pub mod net;
 pub mod pci;
 

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use amdvi_lab_init::names::Names;
 use amdvi_lab_init::{Level, NAMES, Place, Profile};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -194,17 +195,17 @@ impl Sampler {
     pub(crate) fn end(self, names: &str) -> Profile {
         self.stop.store(true, Ordering::Relaxed);
         let counts = self.thread.join().unwrap_or_default();
-        let host = Names::read(&fs::read_to_string("/proc/kallsyms").unwrap_or_default());
+        let host = Names::of_kernel(&fs::read_to_string("/proc/kallsyms").unwrap_or_default());
         // Without names there are addresses.
-        let guest = Names::read(&guest_names(names).unwrap_or_default());
+        let guest = Names::of_kernel(&guest_names(names).unwrap_or_default());
         let mut places = BTreeMap::<_, u64>::new();
         for ((phase, mode, own, at), count) in counts {
             let place = match mode {
-                abi::KERNEL if own => (Level::HostKernel, host.name(at)),
+                abi::KERNEL if own => (Level::HostKernel, name(&host, at)),
                 abi::USER if own => (Level::Program, format!("{:#x}", at.wrapping_sub(self.base))),
-                abi::GUEST_KERNEL => (Level::GuestKernel, guest.name(at)),
+                abi::GUEST_KERNEL => (Level::GuestKernel, name(&guest, at)),
                 abi::GUEST_USER => (Level::GuestUser, "all".to_owned()),
-                _ => (Level::Others, host.name(at)),
+                _ => (Level::Others, name(&host, at)),
             };
             *places.entry((phase, place)).or_default() += count;
         }
@@ -219,6 +220,12 @@ impl Sampler {
     }
 }
 
+fn name(names: &Names, at: u64) -> String {
+    names
+        .at(at)
+        .map_or_else(|| format!("{at:#x}"), str::to_owned)
+}
+
 fn guest_names(path: &str) -> io::Result<String> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(NAMES))?;
@@ -229,44 +236,4 @@ fn guest_names(path: &str) -> io::Result<String> {
         .position(|byte| *byte == 0)
         .unwrap_or(text.len());
     Ok(String::from_utf8_lossy(&text[..end]).into_owned())
-}
-
-/// Names of a kernel, by address.
-struct Names(Vec<(u64, String)>);
-
-impl Names {
-    fn read(text: &str) -> Self {
-        let mut names: Vec<_> = text
-            .lines()
-            .filter_map(|line| {
-                let mut words = line.split_ascii_whitespace();
-                let at = u64::from_str_radix(words.next()?, 16).ok()?;
-                let kind = words.next()?;
-                let name = words.next()?;
-                matches!(kind, "t" | "T" | "w" | "W").then(|| (at, name.to_owned()))
-            })
-            .collect();
-        names.sort();
-        Self(names)
-    }
-
-    fn name(&self, at: u64) -> String {
-        match self.0.partition_point(|(start, _)| *start <= at) {
-            0 => format!("{at:#x}"),
-            after => self.0[after - 1].1.clone(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_has_the_name_of_the_function_that_it_is_in() {
-        let names = Names::read("20 T b\n10 t a [module]\n18 d data\n");
-        assert_eq!(names.name(0x1f), "a");
-        assert_eq!(names.name(0x20), "b");
-        assert_eq!(names.name(0xf), "0xf");
-    }
 }

@@ -113,15 +113,14 @@ pub(super) const THROUGHPUT: [&str; 4] = [
     "disk-write-whole",
 ];
 
-/// What profiles (`--profile`) gave as the reason where a line misses its goal (no rival) or is behind a
-/// rival, and the VMM is not it.
+/// What profiles (`--profile`) gave as the main reason where a line misses its goal (no rival) or is
+/// behind a rival.
 const REASONS: [(&[&str], Option<&str>, &str); 2] = [
     (
         &["disk-read", "disk-write"],
         None,
-        "the guest's own kernel: its driver maps each of the 32 pages of a request by itself, looks it up and \
-         takes it away again. With memory in one piece, as large pages and large folios are, there is little to \
-         map, and little is lost",
+        "more than half is the guest's own kernel, whose driver maps each of the 32 pages of a request by \
+         itself, looks it up and takes it away again; about a third is the VMM, which translates each of them",
     ),
     (
         &["map-4k", "map-2m"],

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use amdvi_lab_init::names::Names;
 use amdvi_lab_init::{Level, Profile};
 use anyhow::{Context, Result};
 use object::{Object as _, ObjectSymbol as _, SymbolKind};
@@ -12,42 +13,26 @@ use object::{Object as _, ObjectSymbol as _, SymbolKind};
 /// Functions of a phase that are shown.
 const SHOWN: usize = 25;
 
-/// Names of a program's functions, by address.
-pub(super) struct Names(Vec<(u64, String)>);
-
-impl Names {
-    /// Those of a program with a symbol table.
-    pub(super) fn of(program: &Path) -> Result<Self> {
-        let bytes =
-            fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-        let file = object::File::parse(&*bytes)?;
-        let mut names: Vec<_> = file
-            .symbols()
-            .filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.address() != 0)
-            .filter_map(|symbol| {
-                let name = rustc_demangle::demangle(symbol.name().ok()?);
-                Some((symbol.address(), format!("{name:#}")))
-            })
-            .collect();
-        names.sort();
-        Ok(Self(names))
-    }
-
-    /// None at all, of a program that is not ours.
-    pub(super) const fn none() -> Self {
-        Self(Vec::new())
-    }
-
-    fn name(&self, place: &str) -> String {
-        let at = place
-            .strip_prefix("0x")
-            .and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        let known = at.and_then(|at| {
-            let after = self.0.partition_point(|(start, _)| *start <= at);
-            Some(&self.0[after.checked_sub(1)?].1)
+/// The names of the functions of a program with a symbol table.
+pub(super) fn names(program: &Path) -> Result<Names> {
+    let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let file = object::File::parse(&*bytes)?;
+    let functions = file
+        .symbols()
+        .filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.address() != 0)
+        .filter_map(|symbol| {
+            let name = rustc_demangle::demangle(symbol.name().ok()?);
+            Some((symbol.address(), format!("{name:#}")))
         });
-        known.map_or_else(|| place.to_owned(), Clone::clone)
-    }
+    Ok(functions.collect())
+}
+
+/// The function at a place of the program, or the place.
+fn function(names: &Names, place: &str) -> String {
+    let digits = place.strip_prefix("0x");
+    let at = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    let known = at.and_then(|at| names.at(at));
+    known.unwrap_or(place).to_owned()
 }
 
 const fn title(level: Level) -> &'static str {
@@ -71,8 +56,8 @@ pub(super) fn text(profile: &Profile, names: &Names) -> String {
             *levels.entry(place.level).or_insert(0u64) += place.count;
             // A program without names is one place.
             let name = match place.level {
-                Level::Program if names.0.is_empty() => String::new(),
-                Level::Program => names.name(&place.name),
+                Level::Program if names.is_empty() => String::new(),
+                Level::Program => function(names, &place.name),
                 _ => place.name.clone(),
             };
             *functions.entry((place.level, name)).or_insert(0u64) += place.count;
@@ -119,7 +104,8 @@ mod tests {
                 place(Level::GuestKernel, "memcpy", 1),
             ],
         )]);
-        let names = Names(vec![(0x10, "walk".to_owned()), (0x20, "other".to_owned())]);
+        let names = [(0x10, "walk".to_owned()), (0x20, "other".to_owned())];
+        let names = names.into_iter().collect();
         let text = text(&profile, &names);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(
@@ -133,9 +119,13 @@ mod tests {
     #[test]
     fn a_program_of_ours_has_names() {
         let own = std::env::current_exe().unwrap();
-        let names = Names::of(&own).unwrap();
-        let main = names.0.iter().find(|(_, name)| name.ends_with("::main"));
-        let (at, name) = main.expect("a test program has a main");
-        assert_eq!(&names.name(&format!("{at:#x}")), name);
+        let (found, bytes) = (names(&own).unwrap(), fs::read(&own).unwrap());
+        let file = object::File::parse(&*bytes).unwrap();
+        let mut symbols = file.symbols();
+        let known = "a_program_of_ours_has_names";
+        let here = symbols.find(|symbol| symbol.name().is_ok_and(|name| name.contains(known)));
+        let at = here.expect("a test has a symbol").address();
+        assert!(function(&found, &format!("{at:#x}")).contains(known));
+        assert_eq!(function(&found, "0x0"), "0x0");
     }
 }

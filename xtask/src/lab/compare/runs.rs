@@ -12,6 +12,7 @@ use amdvi_lab_guest::plan::{
 };
 use amdvi_lab_guest::{MARKER, PLAN, Plan, Report, reports_in};
 use amdvi_lab_init::PciId;
+use amdvi_lab_init::names::Names;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::contenders::{Contender, ECHO, Monitor, PEER, tap};
@@ -95,8 +96,8 @@ impl Laboratory {
     /// Prints where the time went, and keeps it.
     fn tell(&self, contender: &Contender, round: u32, ran: &Ran) -> Result<()> {
         let names = match contender.monitor {
-            Monitor::Ours => profile::Names::of(self.nested.refvmm())?,
-            Monitor::Qemu => profile::Names::none(),
+            Monitor::Ours => profile::names(self.nested.refvmm())?,
+            Monitor::Qemu => Names::default(),
         };
         let text = profile::text(&ran.profile, &names);
         println!("{}\n{text}", contender.name);

@@ -10,6 +10,7 @@ use amdvi_regs::DeviceId;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
+use super::Random;
 use super::blk::{build, image};
 use super::rig::Cpus;
 use crate::board::legacy::{Legacy, Power};
@@ -67,16 +68,7 @@ fn board(config: &Config) -> Board {
     Board::new(config, &memory, &[0, 1], Arc::<Cpus>::default()).unwrap()
 }
 
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
     fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }

@@ -8,6 +8,7 @@ use amdvi_regs::DeviceId;
 use amdvi_regs::mmio::{Status, offset};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::Random;
 use super::blk::{Frame, SECTOR, build, image};
 use super::driver::*;
 use super::rig::*;
@@ -20,17 +21,7 @@ const REQUESTS: u64 = 150;
 /// RAM that nobody uses.
 const GUARD: std::ops::Range<u64> = 0x10_0000..0x18_0000;
 
-/// The same numbers each time.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
     /// An address that is likely to be something: RAM, the edge of something, the interrupt window, or
     /// any number.
     fn address(&mut self) -> u64 {

@@ -9,3 +9,15 @@ mod net;
 mod rig;
 mod snapshot;
 mod transport;
+
+/// The same numbers each time.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
