@@ -120,7 +120,7 @@ const REASONS: [(&[&str], Option<&str>, &str); 2] = [
         &["disk-read", "disk-write"],
         None,
         "more than half is the guest's own kernel, whose driver maps each of the 32 pages of a request by \
-         itself, looks it up and takes it away again; about a third is the VMM, which translates each of them",
+         itself, looks it up and takes it away again; about a quarter is the VMM, which translates each of them",
     ),
     (
         &["map-4k", "map-2m"],
