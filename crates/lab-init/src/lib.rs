@@ -185,13 +185,24 @@ pub struct Ran {
     /// Those of [`Command::marks`] that came, by their names.
     #[serde(default)]
     pub marks: BTreeMap<String, Mark>,
-    /// Where processors were.
+    /// What went on while it ran.
     #[serde(default)]
     pub profile: Profile,
 }
 
-/// Where processors were, by phase.
-pub type Profile = BTreeMap<String, Vec<Place>>;
+/// What went on, by phase.
+pub type Profile = BTreeMap<String, Phase>;
+
+/// What went on in a phase.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    /// How long it took.
+    pub micros: u64,
+    /// Where processors were.
+    pub places: Vec<Place>,
+    /// How much each counter of KVM rose that did, by its name.
+    pub counters: BTreeMap<String, u64>,
+}
 
 /// A place, and how often a processor was there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

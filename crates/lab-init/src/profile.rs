@@ -1,5 +1,5 @@
 //! Where the processors are: samples of all of them, of this kernel, of a program and of the guest that
-//! it runs, by the phase that the guest says it is in.
+//! it runs, and what KVM counts, by the phase that the guest says it is in.
 #![allow(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,10 +12,10 @@ use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use amdvi_lab_init::names::Names;
-use amdvi_lab_init::{Level, NAMES, Place, Profile};
+use amdvi_lab_init::{Level, NAMES, Phase, Place, Profile};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// Samples of a processor per second of its time. No divisor of what else is periodic.
@@ -26,6 +26,9 @@ const PAGE: usize = 4096;
 const BYTES: NonZero<usize> = NonZero::new(PAGE * (1 + PAGES)).unwrap();
 /// How often rings are emptied: long before they are full.
 const PERIOD: Duration = Duration::from_millis(50);
+
+/// Where KVM has a file for each of its counters: the sums over all machines.
+const COUNTERS: &str = "/sys/kernel/debug/kvm";
 
 /// Numbers of `linux/perf_event.h`.
 mod abi {
@@ -135,8 +138,50 @@ impl Drop for Ring {
     }
 }
 
+/// Counters of KVM, by their names.
+type Counters = BTreeMap<String, u64>;
+
+/// All of them, as they are now.
+fn counters() -> Counters {
+    let files = fs::read_dir(COUNTERS).into_iter().flatten().flatten();
+    files
+        .filter_map(|file| {
+            let text = fs::read_to_string(file.path()).ok()?;
+            Some((
+                file.file_name().into_string().ok()?,
+                text.trim().parse().ok()?,
+            ))
+        })
+        .collect()
+}
+
+/// The phase that the guest is in.
+struct Current {
+    since: Instant,
+    before: Counters,
+    /// What is known of it from when the guest was in it before, and of the others.
+    phases: Profile,
+}
+
+impl Current {
+    /// It ends.
+    fn end(&mut self, name: &str) {
+        let now = counters();
+        let phase = self.phases.entry(name.to_owned()).or_default();
+        phase.micros += self.since.elapsed().as_micros() as u64;
+        for (counter, value) in &now {
+            let rose = value.saturating_sub(self.before.get(counter).copied().unwrap_or(0));
+            if rose > 0 {
+                *phase.counters.entry(counter.clone()).or_default() += rose;
+            }
+        }
+        (self.since, self.before) = (Instant::now(), now);
+    }
+}
+
 /// A running profile.
 pub(crate) struct Sampler {
+    current: Mutex<Current>,
     phase: Arc<Mutex<String>>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Counts>,
@@ -179,6 +224,11 @@ impl Sampler {
             .and_then(|line| line.split('-').next())
             .unwrap_or_default();
         Ok(Self {
+            current: Mutex::new(Current {
+                since: Instant::now(),
+                before: counters(),
+                phases: Profile::new(),
+            }),
             phase,
             stop,
             thread,
@@ -188,13 +238,21 @@ impl Sampler {
 
     /// The guest says that it is in another phase.
     pub(crate) fn phase(&self, name: &str) {
-        name.clone_into(&mut self.phase.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.end(&phase);
+        name.clone_into(&mut phase);
     }
 
     /// Ends, and names the places in both kernels.
     pub(crate) fn end(self, names: &str) -> Profile {
         self.stop.store(true, Ordering::Relaxed);
         let counts = self.thread.join().unwrap_or_default();
+        let mut current = self
+            .current
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        current.end(&self.phase.lock().unwrap_or_else(PoisonError::into_inner));
         let host = Names::of_kernel(&fs::read_to_string("/proc/kallsyms").unwrap_or_default());
         // Without names there are addresses.
         let guest = Names::of_kernel(&guest_names(names).unwrap_or_default());
@@ -209,12 +267,10 @@ impl Sampler {
             };
             *places.entry((phase, place)).or_default() += count;
         }
-        let mut profile = Profile::new();
+        let mut profile = current.phases;
         for ((phase, (level, name)), count) in places {
-            profile
-                .entry(phase)
-                .or_default()
-                .push(Place { level, name, count });
+            let phase: &mut Phase = profile.entry(phase).or_default();
+            phase.places.push(Place { level, name, count });
         }
         profile
     }

@@ -1,4 +1,5 @@
-//! Where the time of a run went, by phase: the guest, its VMM, and the kernel below.
+//! Where the time of a run went, by phase: the guest, its VMM, and the kernel below; and what its KVM
+//! counted.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,8 +11,8 @@ use amdvi_lab_init::{Level, Profile};
 use anyhow::{Context, Result};
 use object::{Object as _, ObjectSymbol as _, SymbolKind};
 
-/// Functions of a phase that are shown.
-const SHOWN: usize = 25;
+/// Functions of a phase that are printed.
+pub(super) const SHOWN: usize = 25;
 
 /// The names of the functions of a program with a symbol table.
 pub(super) fn names(program: &Path) -> Result<Names> {
@@ -45,13 +46,14 @@ const fn title(level: Level) -> &'static str {
     }
 }
 
-/// The profile as text: shares of each phase's samples.
-pub(super) fn text(profile: &Profile, names: &Names) -> String {
+/// The profile as text: shares of each phase's samples, `shown` functions of it at most, and counters
+/// per second.
+pub(super) fn text(profile: &Profile, names: &Names, shown: usize) -> String {
     let mut text = String::new();
-    for (phase, places) in profile {
+    for (name, phase) in profile {
         let (mut levels, mut functions) = (BTreeMap::new(), BTreeMap::new());
         let mut all = 0;
-        for place in places {
+        for place in &phase.places {
             all += place.count;
             *levels.entry(place.level).or_insert(0u64) += place.count;
             // A program without names is one place.
@@ -69,16 +71,25 @@ pub(super) fn text(profile: &Profile, names: &Names) -> String {
             .iter()
             .map(|(level, count)| format!("{} {:.1} %", title(*level), share(*count)))
             .collect();
-        let _ = writeln!(text, "{phase}, {all} samples: {}", parts.join(", "));
+        let _ = writeln!(text, "{name}, {all} samples: {}", parts.join(", "));
         let mut functions: Vec<_> = functions.into_iter().collect();
         functions.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        for ((level, name), count) in functions.iter().take(SHOWN) {
+        for ((level, name), count) in functions.iter().take(shown) {
             let _ = writeln!(
                 text,
                 "  {:5.1} %  {:<16} {name}",
                 share(*count),
                 title(*level)
             );
+        }
+        let seconds = phase.micros.max(1) as f64 / 1e6;
+        let counters: Vec<_> = phase
+            .counters
+            .iter()
+            .map(|(counter, rose)| format!("{counter} {:.0}", *rose as f64 / seconds))
+            .collect();
+        if !counters.is_empty() {
+            let _ = writeln!(text, "  KVM, per second: {}", counters.join(", "));
         }
     }
     text
@@ -87,7 +98,7 @@ pub(super) fn text(profile: &Profile, names: &Names) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use amdvi_lab_init::Place;
+    use amdvi_lab_init::{Phase, Place};
 
     #[test]
     fn a_profile_is_told_by_phase_and_by_function_the_most_first() {
@@ -96,17 +107,21 @@ mod tests {
             name: name.to_owned(),
             count,
         };
-        let profile = Profile::from([(
-            "disk".to_owned(),
-            vec![
+        let phase = Phase {
+            micros: 500_000,
+            places: vec![
                 place(Level::Program, "0x15", 1),
                 place(Level::Program, "0x11", 2),
                 place(Level::GuestKernel, "memcpy", 1),
             ],
-        )]);
+            counters: [("exits".to_owned(), 21)].into(),
+        };
+        let profile = Profile::from([("disk".to_owned(), phase)]);
         let names = [(0x10, "walk".to_owned()), (0x20, "other".to_owned())];
         let names = names.into_iter().collect();
-        let text = text(&profile, &names);
+        let whole = text(&profile, &names, 1);
+        assert_eq!(whole.lines().count(), 3);
+        let text = text(&profile, &names, SHOWN);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(
             lines[0],
@@ -114,6 +129,7 @@ mod tests {
         );
         assert_eq!(lines[1].split_whitespace().last(), Some("walk"));
         assert_eq!(lines[2].split_whitespace().last(), Some("memcpy"));
+        assert_eq!(lines[3], "  KVM, per second: exits 42");
     }
 
     #[test]

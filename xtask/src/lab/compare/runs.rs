@@ -93,16 +93,17 @@ impl Laboratory {
         Ok(format!("userspace after {} ms", report.boot_ms))
     }
 
-    /// Prints where the time went, and keeps it.
+    /// Prints where most of the time went, and keeps where all of it did.
     fn tell(&self, contender: &Contender, round: u32, ran: &Ran) -> Result<()> {
         let names = match contender.monitor {
             Monitor::Ours => profile::names(self.nested.refvmm())?,
             Monitor::Qemu => Names::default(),
         };
-        let text = profile::text(&ran.profile, &names);
-        println!("{}\n{text}", contender.name);
+        let text = |shown| profile::text(&ran.profile, &names, shown);
+        println!("{}\n{}", contender.name, text(profile::SHOWN));
         let path = place(contender, round).join("profile.txt");
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        fs::write(&path, text(usize::MAX))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Results without any samples: of what they will be.
