@@ -64,6 +64,11 @@ impl Contents {
         }
     }
 
+    /// Whether [`read_now`](Self::read_now) and [`write_now`](Self::write_now) are worth a try.
+    pub(super) fn may_be_direct(&self) -> bool {
+        self.tells.load(Ordering::Relaxed)
+    }
+
     /// Fills the slices, but for their first `skip` bytes, with what the file has at `offset`, as
     /// far as that needs no waiting: the caller holds up invalidations meanwhile.
     pub(super) fn read_now<B: BitmapSlice>(
@@ -72,7 +77,7 @@ impl Contents {
         skip: usize,
         offset: u64,
     ) -> io::Result<Transfer> {
-        if !self.tells.load(Ordering::Relaxed) {
+        if !self.may_be_direct() {
             return Ok(Transfer::WouldWait);
         }
         // The guards keep what backs the memory mapped.
@@ -111,7 +116,7 @@ impl Contents {
         skip: usize,
         offset: u64,
     ) -> io::Result<Transfer> {
-        if !self.tells.load(Ordering::Relaxed) {
+        if !self.may_be_direct() {
             return Ok(Transfer::WouldWait);
         }
         let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard).collect();

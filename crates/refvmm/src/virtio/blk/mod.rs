@@ -19,7 +19,7 @@ use super::lane::{Handler, Lane};
 use super::{Backend, Identity, Model, QueueModel};
 use crate::board::snapshot::{StateError, typed};
 use file::Contents;
-use request::{MAX_SEGMENTS, SECTOR};
+use request::{MAX_SEGMENTS, SECTOR, Scratch};
 
 /// Entries of a queue.
 const QUEUE_SIZE: u16 = 256;
@@ -225,11 +225,13 @@ impl Backend for Contained {
 /// One queue of the disk.
 struct Requests {
     disk: Arc<Disk>,
+    scratch: Scratch,
 }
 
 impl Handler for Requests {
     fn turn(&mut self, lane: &Lane) -> bool {
-        lane.serve(|session, chain: Chain| request::carry_out(&self.disk, session, chain));
+        let Self { disk, scratch } = self;
+        lane.serve(|session, chain: Chain| request::carry_out(disk, scratch, session, chain));
         false
     }
 }
@@ -249,6 +251,7 @@ pub(super) fn model_of(disk: Disk, queues: u16) -> Model {
         max_size: QUEUE_SIZE,
         handler: Box::new(Requests {
             disk: Arc::clone(&disk),
+            scratch: Scratch::default(),
         }),
     };
     Model {

@@ -1,9 +1,12 @@
 //! One request to a disk.
 
+use std::io;
 use std::ops::Range;
 
+use amdvi_vmm_glue::dirty::DirtyPages;
 use virtio_bindings::virtio_blk as bindings;
-use vm_memory::Permissions;
+use vm_memory::bitmap::BS;
+use vm_memory::{Permissions, VolatileSlice};
 use vmm_sys_util::write_zeroes::{PunchHole, WriteZeroesAt};
 
 use super::file::Transfer;
@@ -11,6 +14,9 @@ use super::{Disk, MAX_CLEARED_SECTORS};
 use crate::virtio::Broken;
 use crate::virtio::chain::{Buffers, Chain, Fault};
 use crate::virtio::lane::{Session, Stop};
+
+/// A piece of guest memory.
+type Slice<'m> = VolatileSlice<'m, BS<'m, DirtyPages>>;
 
 /// Bytes of a sector, whatever the disk's block size.
 pub(super) const SECTOR: u64 = 512;
@@ -42,15 +48,30 @@ impl From<Fault> for Failure {
     }
 }
 
-impl From<std::io::Error> for Failure {
-    fn from(_: std::io::Error) -> Self {
+impl From<io::Error> for Failure {
+    fn from(_: io::Error) -> Self {
         Self::Io
+    }
+}
+
+/// Where contents are on the way around: as large as the largest so far, which is [`PIECE`] at most.
+#[derive(Debug, Default)]
+pub(super) struct Scratch(Vec<u8>);
+
+impl Scratch {
+    /// So many bytes, of which nothing is known.
+    fn bytes(&mut self, len: usize) -> &mut [u8] {
+        if self.0.len() < len {
+            self.0.resize(len, 0);
+        }
+        &mut self.0[..len]
     }
 }
 
 /// Carries out a request. Returns how many bytes were written to the chain for certain.
 pub(super) fn carry_out(
     disk: &Disk,
+    scratch: &mut Scratch,
     session: &mut Session<'_>,
     mut chain: Chain,
 ) -> Result<u32, Stop> {
@@ -61,7 +82,7 @@ pub(super) fn carry_out(
     };
     // A chain is at most 4 GiB long.
     let len = chain.writable.len() as u32;
-    let result = perform(disk, session, chain);
+    let result = perform(disk, scratch, session, chain);
     let (code, written) = match result {
         Ok(()) => (bindings::VIRTIO_BLK_S_OK, len + 1),
         Err(Failure::Abandoned) => return Err(Stop::Wanted),
@@ -75,7 +96,12 @@ pub(super) fn carry_out(
     Ok(written)
 }
 
-fn perform(disk: &Disk, session: &mut Session<'_>, mut chain: Chain) -> Result<(), Failure> {
+fn perform(
+    disk: &Disk,
+    scratch: &mut Scratch,
+    session: &mut Session<'_>,
+    mut chain: Chain,
+) -> Result<(), Failure> {
     let mut header = [0; HEADER as usize];
     let buffers = chain.readable.take(HEADER);
     if session.memory(|memory| buffers.read(memory, &mut header))? < header.len() {
@@ -100,12 +126,12 @@ fn perform(disk: &Disk, session: &mut Session<'_>, mut chain: Chain) -> Result<(
     match kind {
         bindings::VIRTIO_BLK_T_IN => {
             let at = disk.range(sector, writable.len())?;
-            read(disk, session, writable, at.start)
+            read(disk, scratch, session, writable, at.start)
         }
         bindings::VIRTIO_BLK_T_OUT => {
             disk.check_writable()?;
             let at = disk.range(sector, readable.len())?;
-            write(disk, session, readable, at.start)?;
+            write(disk, scratch, session, readable, at.start)?;
             write_through(disk, session)
         }
         bindings::VIRTIO_BLK_T_FLUSH => Ok(disk.contents.file.sync_data()?),
@@ -152,27 +178,25 @@ fn write_through(disk: &Disk, session: &Session<'_>) -> Result<(), Failure> {
 
 /// From the disk straight to guest memory. What the host would have to wait for takes a way around:
 /// the wait must not hold up the guest's invalidations.
-fn read(disk: &Disk, session: &Session<'_>, mut to: Buffers, mut at: u64) -> Result<(), Failure> {
+fn read(
+    disk: &Disk,
+    scratch: &mut Scratch,
+    session: &Session<'_>,
+    mut to: Buffers,
+    mut at: u64,
+) -> Result<(), Failure> {
     while !to.is_empty() {
         session.go_on().map_err(|_| Failure::Abandoned)?;
         let mut piece = to.take(PIECE);
         let end = at + piece.len();
-        let done = session.memory(|memory| {
-            let slices = piece.slices(memory, Permissions::Write)?;
-            let mut done = 0;
-            while at + (done as u64) < end {
-                match disk.contents.read_now(&slices, done, at + done as u64)? {
-                    Transfer::Done(count) => done += count,
-                    Transfer::WouldWait => break,
-                }
-            }
-            Ok::<_, Failure>(done as u64)
+        let done = directly(disk, session, &piece, Permissions::Write, |slices, done| {
+            disk.contents.read_now(slices, done, at + done as u64)
         })?;
         piece.take(done);
         if !piece.is_empty() {
-            let mut waited = vec![0; piece.len() as usize];
-            disk.contents.read(&mut waited, at + done)?;
-            session.memory(|memory| piece.write(memory, &waited))?;
+            let waited = scratch.bytes(piece.len() as usize);
+            disk.contents.read(waited, at + done)?;
+            session.memory(|memory| piece.write(memory, waited))?;
         }
         at = end;
     }
@@ -182,6 +206,7 @@ fn read(disk: &Disk, session: &Session<'_>, mut to: Buffers, mut at: u64) -> Res
 /// From guest memory straight to the disk, or the same way around.
 fn write(
     disk: &Disk,
+    scratch: &mut Scratch,
     session: &Session<'_>,
     mut from: Buffers,
     mut at: u64,
@@ -190,26 +215,43 @@ fn write(
         session.go_on().map_err(|_| Failure::Abandoned)?;
         let mut piece = from.take(PIECE);
         let end = at + piece.len();
-        let (done, rest) = session.memory(|memory| {
-            let slices = piece.slices(memory, Permissions::Read)?;
-            let mut done = 0;
-            while at + (done as u64) < end {
-                match disk.contents.write_now(&slices, done, at + done as u64)? {
-                    Transfer::Done(count) => done += count,
-                    Transfer::WouldWait => break,
-                }
-            }
-            piece.take(done as u64);
-            let mut rest = vec![0; piece.len() as usize];
-            piece.read(memory, &mut rest)?;
-            Ok::<_, Failure>((done as u64, rest))
+        let done = directly(disk, session, &piece, Permissions::Read, |slices, done| {
+            disk.contents.write_now(slices, done, at + done as u64)
         })?;
-        if !rest.is_empty() {
-            disk.contents.write(&rest, at + done)?;
+        piece.take(done);
+        if !piece.is_empty() {
+            let rest = scratch.bytes(piece.len() as usize);
+            session.memory(|memory| piece.read(memory, rest))?;
+            disk.contents.write(rest, at + done)?;
         }
         at = end;
     }
     Ok(())
+}
+
+/// Lets `transfer` go on until all of the piece is done, or it would wait. How much is done.
+fn directly(
+    disk: &Disk,
+    session: &Session<'_>,
+    piece: &Buffers,
+    access: Permissions,
+    transfer: impl Fn(&[Slice<'_>], usize) -> io::Result<Transfer>,
+) -> Result<u64, Failure> {
+    // Else all would be translated twice.
+    if !disk.contents.may_be_direct() {
+        return Ok(0);
+    }
+    session.memory(|memory| {
+        let slices = piece.slices(memory, access)?;
+        let mut done = 0;
+        while (done as u64) < piece.len() {
+            match transfer(&slices, done)? {
+                Transfer::Done(count) => done += count,
+                Transfer::WouldWait => break,
+            }
+        }
+        Ok(done as u64)
+    })
 }
 
 /// Discards sectors, or makes them zero.
