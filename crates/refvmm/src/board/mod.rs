@@ -6,6 +6,7 @@
 mod acpi;
 mod chipset;
 mod config;
+mod doorbells;
 mod endpoint;
 mod host;
 mod hpet;
@@ -33,6 +34,7 @@ use amdvi_regs::dte::Dte;
 use amdvi_regs::{DeviceId, Segment};
 use amdvi_vmm_glue::RemapSource;
 use amdvi_vmm_glue::kvm::IrqfdCounters;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::layout;
 use crate::ram::Memory;
@@ -56,6 +58,7 @@ pub use config::{
     AcpiHardware, BuildError, Config, DeviceError, ENDPOINT_PROPERTIES, EndpointConfig,
     FixedBuilder, FixedDevice, FunctionBuilder, FunctionConfig, IommuConfig, RootBridge,
 };
+pub use doorbells::{Doorbell, Doorbells};
 pub use endpoint::{EndpointCounts, TlbCounts};
 pub use ivrs::{Alias, IvrsVariant, PROPERTIES as IVRS_PROPERTIES, Southbridge};
 pub use properties::PropertyError;
@@ -108,6 +111,18 @@ pub trait Injector: Send + Sync {
     ) {
         let _ = (iommu, touches);
         pins();
+    }
+
+    /// From now on a write of the guest to `gpa`, of any width, writes 1 to `bell` and does not come to
+    /// the board. Whether the machine can do that.
+    fn add_doorbell(&self, gpa: u64, bell: &EventFd) -> bool {
+        let _ = (gpa, bell);
+        false
+    }
+
+    /// Ends what [`add_doorbell`](Self::add_doorbell) has begun.
+    fn remove_doorbell(&self, gpa: u64, bell: &EventFd) {
+        let _ = (gpa, bell);
     }
 
     /// Nobody sends any more: returns when all that was sent before is at the local APICs.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use amdvi_regs::{DeviceId, Segment};
 
 use super::Injector;
+use super::doorbells::Doorbells;
 use super::ioapic::BoardIoapic;
 use super::recorder::Recorder;
 use super::routes::{RouteSource, Vectors};
@@ -169,6 +170,11 @@ impl Slot {
             .injector
             .vectors(self.iommu as u32, self.requester, source, count);
         Vectors::new(routes, Arc::clone(&self.recorder))
+    }
+
+    /// What wakes a thread without a way through the board.
+    pub fn doorbells(&self) -> Doorbells {
+        Doorbells::new(Arc::clone(&self.injector))
     }
 
     /// Guest memory by GPA. A function uses [`handle`](Self::handle) instead; this is what a

@@ -10,8 +10,9 @@ use amdvi_regs::msi::Msi;
 use amdvi_vmm_glue::RemapSource;
 use amdvi_vmm_glue::kvm::{FunctionIrqfds, IrqfdCounters, Irqfds, RouteTable};
 use clap::ValueEnum;
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use serde::Serialize;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Saving;
 use super::plan::Job;
@@ -169,6 +170,20 @@ impl Injector for VmInjector {
         match &self.irqfds {
             Some(irqfds) => irqfds.tables_changed(iommu, touches, pins),
             None => pins(),
+        }
+    }
+
+    fn add_doorbell(&self, gpa: u64, bell: &EventFd) -> bool {
+        let at = IoEventAddress::Mmio(gpa);
+        self.vm.register_ioevent(bell, &at, NoDatamatch).is_ok()
+    }
+
+    fn remove_doorbell(&self, gpa: u64, bell: &EventFd) {
+        let at = IoEventAddress::Mmio(gpa);
+        if let Err(error) = self.vm.unregister_ioevent(bell, &at, NoDatamatch) {
+            self.note(format!(
+                "the ioeventfd at {gpa:#x} can't be removed: {error}"
+            ));
         }
     }
 

@@ -83,6 +83,11 @@ impl Core {
         before & bits == bits
     }
 
+    /// Whether all of these parts are open.
+    pub(super) fn gate_is(&self, bits: u8) -> bool {
+        self.gate.load(Ordering::Acquire) & bits == bits
+    }
+
     fn may_run(&self) -> bool {
         self.gate.load(Ordering::Acquire) == LIVE | MASTER
     }
@@ -167,6 +172,11 @@ impl Lane {
     pub(super) fn kick(&self) {
         // Fails only when the counter is full, and then it is awake.
         let _ = self.kick.write(1);
+    }
+
+    /// What [`kick`](Self::kick) writes to.
+    pub(super) fn bell(&self) -> &EventFd {
+        &self.kick
     }
 
     /// Takes the queue from its thread, at the end of a request at the latest.

@@ -268,10 +268,22 @@ impl ConfigSpace {
 
     /// The BAR that decodes `gpa` now, and the offset in it.
     pub fn decode(&self, gpa: u64) -> Option<(usize, u64)> {
-        if self.bytes[usize::from(COMMAND)] & MEMORY_ENABLE == 0 {
-            return None;
-        }
-        self.bars.iter().find_map(|bar| {
+        self.decoding_bars().find_map(|(bar, base)| {
+            let offset = gpa.checked_sub(base)?;
+            (offset < bar.size).then_some((bar.index, offset))
+        })
+    }
+
+    /// Where memory BAR `index` begins, if it decodes addresses now.
+    pub fn base(&self, index: usize) -> Option<u64> {
+        let mut bars = self.decoding_bars();
+        bars.find_map(|(bar, base)| (bar.index == index).then_some(base))
+    }
+
+    fn decoding_bars(&self) -> impl Iterator<Item = (&PlacedBar, u64)> {
+        let enabled = self.bytes[usize::from(COMMAND)] & MEMORY_ENABLE != 0;
+        let bars = if enabled { &self.bars[..] } else { &[] };
+        bars.iter().map(|bar| {
             let register = (BARS + 4 * bar.index) as u16;
             let low = u64::from(self.dword(register) & !0xf);
             let high = if bar.wide {
@@ -279,8 +291,7 @@ impl ConfigSpace {
             } else {
                 0
             };
-            let offset = gpa.checked_sub(high | low)?;
-            (offset < bar.size).then_some((bar.index, offset))
+            (bar, high | low)
         })
     }
 }

@@ -16,7 +16,7 @@ use super::lane::{BROKEN, Core, FROZEN, LIVE, Lane, LaneState, MASTER};
 use super::{Backend, COMMON_FEATURES, Identity, Model, Registers, lock};
 use crate::board::pci::{ConfigSpace, Function, Msix};
 use crate::board::snapshot::{Hex, Snapshot, StateError, ensure, typed};
-use crate::board::{Handle, Slot};
+use crate::board::{Doorbell, Doorbells, Handle, Slot};
 use common::Effect;
 use layout::{
     BAR, COMMON, DEVICE, ISR, MSIX_PENDING, MSIX_TABLE, NOTIFY, NOTIFY_MULTIPLIER, Offsets, WINDOW,
@@ -35,6 +35,9 @@ pub(crate) struct VirtioFunction {
     threads: Vec<JoinHandle<()>>,
     /// For what the CPUs' threads send: what was pending.
     handle: Arc<Handle>,
+    doorbells: Doorbells,
+    /// Those that there are, one for each queue, and where the BAR is that they are in.
+    placed: Mutex<(Option<u64>, Vec<Doorbell>)>,
     /// What register writes lead to happens in their order. Taken before everything else, and never
     /// by the queues' threads.
     control: Mutex<()>,
@@ -67,6 +70,8 @@ impl VirtioFunction {
             lanes: Vec::new(),
             threads: Vec::new(),
             handle: slot.handle(),
+            doorbells: slot.doorbells(),
+            placed: Mutex::default(),
             control: Mutex::default(),
         };
         if address != 0 {
@@ -82,6 +87,30 @@ impl VirtioFunction {
             function.threads.push(lane.start(name)?);
         }
         Ok(Arc::new(function))
+    }
+
+    /// Notifications of a live device need not come here: each only wakes its queue's thread. To be
+    /// called, in the order of register writes, when the device went live or ended, or its BAR may
+    /// have moved.
+    fn place_doorbells(&self) {
+        let live = self.core.gate_is(LIVE);
+        let base = lock(&self.config).0.base(BAR).filter(|_| live);
+        let mut placed = lock(&self.placed);
+        let (at, doorbells) = &mut *placed;
+        if *at == base {
+            return;
+        }
+        // First the old ones: the new ones may be in their places.
+        doorbells.clear();
+        *at = base;
+        if let Some(base) = base {
+            let lanes = self
+                .lanes
+                .iter()
+                .zip((base + NOTIFY..).step_by(NOTIFY_MULTIPLIER as usize));
+            // Where there can't be one, notifications come to `bar_write`.
+            doorbells.extend(lanes.filter_map(|(lane, gpa)| self.doorbells.add(gpa, lane.bell())));
+        }
     }
 
     fn kick_all(&self) {
@@ -250,6 +279,8 @@ impl Snapshot for VirtioFunction {
         self.core.gate(BROKEN, status & common::NEEDS_RESET != 0);
         self.core.gate(MASTER, bus_master);
         self.core.interrupts.set_bus_master(bus_master);
+        let _in_order = lock(&self.control);
+        self.place_doorbells();
         Ok(())
     }
 }
@@ -296,9 +327,11 @@ impl Function for VirtioFunction {
         let _in_order = lock(&self.control);
         if reset {
             self.function_level_reset();
+            self.place_doorbells();
             return;
         }
         self.set_bus_master(bus_master);
+        self.place_doorbells();
         let interrupts = &self.core.interrupts;
         interrupts.with_msix(|msix| msix.set_control(msix_control));
         interrupts.flush(&self.handle);
@@ -336,6 +369,7 @@ impl Function for VirtioFunction {
                 let _in_order = lock(&self.control);
                 let effect = lock(&self.core.common).write(within, data, interrupts);
                 self.apply(effect);
+                self.place_doorbells();
             }
             // Which queue it is follows from the address; the data says the same.
             NOTIFY => {

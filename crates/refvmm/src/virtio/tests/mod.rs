@@ -2,6 +2,7 @@
 
 mod blk;
 mod chars;
+mod doorbells;
 mod driver;
 mod forged;
 mod hostile;

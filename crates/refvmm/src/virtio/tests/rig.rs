@@ -1,6 +1,7 @@
 //! The machine that the driver runs on.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use amdvi_regs::dte::{DteQ0, DteQ1, DteQ2};
 use amdvi_regs::irte::Irte32;
 use amdvi_regs::mmio::{Control, Status, offset};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::board::{Board, Config, EndpointConfig, FunctionBuilder, FunctionConfig, Injector};
 use crate::ram::{Memory, Ram};
@@ -47,21 +49,49 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// CPUs that remember the vectors of their interrupts.
+/// CPUs that remember the vectors of their interrupts, and what their writes would ring.
 #[derive(Default)]
-pub(crate) struct Cpus(Mutex<Vec<u8>>);
+pub(crate) struct Cpus {
+    vectors: Mutex<Vec<u8>>,
+    doorbells: Mutex<BTreeMap<u64, EventFd>>,
+}
 
 impl Injector for Cpus {
     fn inject(&self, delivery: &Delivery) {
-        self.0.lock().unwrap().push(delivery.vector);
+        self.vectors.lock().unwrap().push(delivery.vector);
+    }
+
+    fn add_doorbell(&self, gpa: u64, bell: &EventFd) -> bool {
+        let before = self
+            .doorbells
+            .lock()
+            .unwrap()
+            .insert(gpa, bell.try_clone().unwrap());
+        assert!(before.is_none(), "two doorbells at {gpa:#x}");
+        true
+    }
+
+    fn remove_doorbell(&self, gpa: u64, _: &EventFd) {
+        let before = self.doorbells.lock().unwrap().remove(&gpa);
+        assert!(before.is_some(), "no doorbell at {gpa:#x}");
     }
 }
 
 impl Cpus {
     /// How often `vector` arrived.
     pub(crate) fn count(&self, vector: u8) -> usize {
-        let vectors = self.0.lock().unwrap();
+        let vectors = self.vectors.lock().unwrap();
         vectors.iter().filter(|v| **v == vector).count()
+    }
+
+    /// Where doorbells are.
+    pub(crate) fn doorbells(&self) -> Vec<u64> {
+        self.doorbells.lock().unwrap().keys().copied().collect()
+    }
+
+    /// Rings one, as the machine does in the place of a write.
+    pub(crate) fn ring(&self, gpa: u64) {
+        self.doorbells.lock().unwrap()[&gpa].write(1).unwrap();
     }
 }
 

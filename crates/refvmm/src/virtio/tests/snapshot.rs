@@ -18,7 +18,7 @@ const OUT: u32 = 1;
 
 impl Rig {
     /// The state of the board, as text, and RAM; the board stays frozen.
-    fn save(&self) -> (String, Vec<u8>) {
+    pub(super) fn save(&self) -> (String, Vec<u8>) {
         self.board.freeze();
         let state = serde_json::to_string(&self.board.save().unwrap()).unwrap();
         let mut ram = vec![0; 64 << 20];
@@ -27,7 +27,7 @@ impl Rig {
     }
 
     /// A new machine with the same functions that has the state, and goes on with it.
-    fn restored(
+    pub(super) fn restored(
         functions: impl IntoIterator<Item = FunctionBuilder>,
         (state, ram): &(String, Vec<u8>),
     ) -> Result<Self, String> {
@@ -44,7 +44,7 @@ impl Rig {
         Ok(rig)
     }
 
-    fn byte(&self, gpa: u64) -> u8 {
+    pub(super) fn byte(&self, gpa: u64) -> u8 {
         self.memory.read_obj(GuestAddress(gpa)).unwrap()
     }
 }
