@@ -11,6 +11,7 @@ pub(crate) mod cpu;
 mod end;
 mod error;
 mod inject;
+mod internal;
 mod machine;
 mod payload;
 mod probe;

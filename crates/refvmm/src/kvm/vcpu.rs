@@ -12,12 +12,16 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::bus::Bus;
 use super::end::{End, Ending, lock};
 use super::error::KvmError;
+use super::internal::InternalError;
 use crate::ram::Memory;
 
 /// Longest x86 instruction.
 const INSTRUCTION_BYTES: usize = 15;
 /// How long a vCPU thread may take to leave a device.
 const LEAVE: Duration = Duration::from_secs(5);
+
+/// How often a vCPU that did nothing is run again.
+const MOST_TRIES: u32 = 3;
 
 /// What the threads share.
 struct Shared<B> {
@@ -222,6 +226,8 @@ impl Drop for PanicWatch<'_> {
 
 enum Step {
     Continue,
+    /// It did nothing. To be tried some times, and if it stays so, to be stopped.
+    Again(String),
     TripleFault,
     Stop(String),
 }
@@ -231,6 +237,7 @@ fn run<B: Bus>(cpu: usize, vcpu: &Mutex<VcpuFd>, shared: &Shared<B>) -> String {
     let end = &shared.end;
     let _watch = PanicWatch { cpu, end };
     let mut fd = lock(vcpu);
+    let mut tries = 0;
     while !end.is_reached() {
         let step = if !shared.pause.is_wanted() {
             step(cpu, &mut fd, &*shared.bus)
@@ -245,8 +252,19 @@ fn run<B: Bus>(cpu: usize, vcpu: &Mutex<VcpuFd>, shared: &Shared<B>) -> String {
                 other => other,
             }
         };
+        let step = match step {
+            Step::Again(_) if tries < MOST_TRIES => {
+                tries += 1;
+                continue;
+            }
+            Step::Again(why) => Step::Stop(why),
+            other => {
+                tries = 0;
+                other
+            }
+        };
         match step {
-            Step::Continue => {}
+            Step::Continue | Step::Again(_) => {}
             Step::TripleFault => {
                 let place = place(&fd, shared);
                 end.reach(Ending::TripleFault { cpu, place });
@@ -314,11 +332,14 @@ fn exit<B: Bus>(cpu: usize, fd: &mut VcpuFd, bus: &B) -> Result<Step, Interrupte
         }
         VcpuExit::Intr => return Err(Interrupted),
         VcpuExit::Shutdown => Step::TripleFault,
-        VcpuExit::InternalError => Step::Stop(
-            "KVM_EXIT_INTERNAL_ERROR: KVM can't go on, most likely because its instruction \
-                 emulator doesn't know the instruction"
-                .to_owned(),
-        ),
+        VcpuExit::InternalError => {
+            let error = InternalError::of(fd);
+            if error.is_of_delivery() {
+                Step::Again(error.to_string())
+            } else {
+                Step::Stop(error.to_string())
+            }
+        }
         VcpuExit::FailEntry(reason, _) => {
             Step::Stop(format!("KVM_EXIT_FAIL_ENTRY, hardware reason {reason:#x}"))
         }
