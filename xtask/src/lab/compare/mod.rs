@@ -160,17 +160,21 @@ fn measure(
             contender.name
         );
         let mut attempt = 1;
+        let name = contender.name;
+        let remark = |what: &str| format!("{name}, round {round}: {}", first_line(what));
         loop {
             let error = match laboratory.measure(contender, round) {
-                Ok(sample) => {
+                Ok((sample, remarks)) => {
                     results.samples.push(sample);
+                    results
+                        .remarks
+                        .extend(remarks.iter().map(|what| remark(what)));
                     break;
                 }
                 Err(error) => error,
             };
-            let remark = format!("{}, round {round}: {error:#}", contender.name);
-            eprintln!("lab: {remark}");
-            results.remarks.push(first_line(&remark).to_owned());
+            eprintln!("lab: {name}, round {round}: {error:#}");
+            results.remarks.push(remark(&format!("{error:#}")));
             if attempt == ATTEMPTS {
                 failed += 1;
                 break;

@@ -123,8 +123,13 @@ impl Laboratory {
         })
     }
 
-    /// Boots a contender and measures all there is.
-    pub(super) fn measure(&self, contender: &Contender, round: u32) -> Result<Sample> {
+    /// Boots a contender and measures all there is. With what was to be said of attempts before the one
+    /// that is measured.
+    pub(super) fn measure(
+        &self,
+        contender: &Contender,
+        round: u32,
+    ) -> Result<(Sample, Vec<String>)> {
         let mut plan = self.plan(contender);
         let net = MeasureNet {
             peer: PEER,
@@ -185,12 +190,13 @@ impl Laboratory {
                 if expected { "not " } else { "" }
             );
         }
-        Ok(Sample {
+        let sample = Sample {
             contender: contender.name.to_owned(),
             round,
             load: load(),
             values,
-        })
+        };
+        Ok((sample, ran.remarks))
     }
 
     /// What must hold in every guest, before anything else.
