@@ -9,6 +9,7 @@ mod hostile;
 mod net;
 mod rig;
 mod snapshot;
+mod suppression;
 mod transport;
 
 /// The same numbers each time.

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -50,15 +51,24 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// CPUs that remember the vectors of their interrupts, and what their writes would ring.
-#[derive(Default)]
 pub(crate) struct Cpus {
-    vectors: Mutex<Vec<u8>>,
+    /// How often each arrived.
+    vectors: [AtomicUsize; 256],
     doorbells: Mutex<BTreeMap<u64, EventFd>>,
+}
+
+impl Default for Cpus {
+    fn default() -> Self {
+        Self {
+            vectors: [const { AtomicUsize::new(0) }; 256],
+            doorbells: Mutex::default(),
+        }
+    }
 }
 
 impl Injector for Cpus {
     fn inject(&self, delivery: &Delivery) {
-        self.vectors.lock().unwrap().push(delivery.vector);
+        self.vectors[usize::from(delivery.vector)].fetch_add(1, Ordering::AcqRel);
     }
 
     fn add_doorbell(&self, gpa: u64, bell: &EventFd) -> bool {
@@ -80,8 +90,7 @@ impl Injector for Cpus {
 impl Cpus {
     /// How often `vector` arrived.
     pub(crate) fn count(&self, vector: u8) -> usize {
-        let vectors = self.vectors.lock().unwrap();
-        vectors.iter().filter(|v| **v == vector).count()
+        self.vectors[usize::from(vector)].load(Ordering::Acquire)
     }
 
     /// Where doorbells are.
@@ -325,7 +334,6 @@ impl Buffer<'_> {
     }
 
     pub(super) fn word(&self, at: u64) -> u16 {
-        use std::sync::atomic::Ordering;
         self.rig
             .memory
             .load(self.gpa(at), Ordering::Acquire)
@@ -333,7 +341,6 @@ impl Buffer<'_> {
     }
 
     pub(super) fn set_word(&self, at: u64, value: u16) {
-        use std::sync::atomic::Ordering;
         let to = self.gpa(at);
         self.rig.memory.store(value, to, Ordering::Release).unwrap();
     }
