@@ -232,6 +232,23 @@ enum Step {
     Stop(String),
 }
 
+impl Step {
+    /// What it comes to, as one of several: `tries` is how often the CPU did nothing before it.
+    fn after(self, tries: &mut u32) -> Self {
+        match self {
+            Self::Again(why) if *tries == MOST_TRIES => Self::Stop(why),
+            Self::Again(why) => {
+                *tries += 1;
+                Self::Again(why)
+            }
+            other => {
+                *tries = 0;
+                other
+            }
+        }
+    }
+}
+
 /// Runs CPU `cpu` until the run ends; returns where the CPU was then.
 fn run<B: Bus>(cpu: usize, vcpu: &Mutex<VcpuFd>, shared: &Shared<B>) -> String {
     let end = &shared.end;
@@ -252,18 +269,7 @@ fn run<B: Bus>(cpu: usize, vcpu: &Mutex<VcpuFd>, shared: &Shared<B>) -> String {
                 other => other,
             }
         };
-        let step = match step {
-            Step::Again(_) if tries < MOST_TRIES => {
-                tries += 1;
-                continue;
-            }
-            Step::Again(why) => Step::Stop(why),
-            other => {
-                tries = 0;
-                other
-            }
-        };
-        match step {
+        match step.after(&mut tries) {
             Step::Continue | Step::Again(_) => {}
             Step::TripleFault => {
                 let place = place(&fd, shared);
@@ -385,4 +391,22 @@ fn install_kick_handler() -> Result<(), KvmError> {
             call: "sigaction",
             source: std::io::Error::from_raw_os_error(errno),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_that_does_nothing_is_run_again_some_times_in_a_row_and_then_stopped() {
+        let mut tries = 0;
+        let mut again = || Step::Again("delivery".to_owned()).after(&mut tries);
+        for _ in 0..MOST_TRIES {
+            assert!(matches!(again(), Step::Again(_)));
+        }
+        assert!(matches!(again(), Step::Stop(why) if why == "delivery"));
+        assert!(matches!(Step::Continue.after(&mut tries), Step::Continue));
+        let again = Step::Again(String::new()).after(&mut tries);
+        assert!(matches!(again, Step::Again(_)), "it went on in between");
+    }
 }
