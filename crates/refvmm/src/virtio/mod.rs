@@ -3,10 +3,10 @@
 //!
 //! Every device offers VIRTIO_F_ACCESS_PLATFORM and refuses a driver that does not take it: all
 //! addresses are IOVAs. Queues are `virtio_queue`'s, over the requester's DMA space; each has a
-//! thread of its own, and the notification of the driver only wakes it: where the machine can, without
-//! a way through the VMM (an ioeventfd of KVM). While a thread accesses
-//! memory, a COMPLETION_WAIT of the guest waits for it, so it never holds that while it waits for
-//! something else.
+//! thread of its own, and the notification of the driver only wakes it: where the machine can,
+//! without a way through the VMM (an ioeventfd of KVM). While a thread accesses memory, a
+//! COMPLETION_WAIT of the guest waits for it, so it never holds that while it waits for something
+//! else.
 
 mod blk;
 mod chain;
